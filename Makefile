@@ -1,0 +1,25 @@
+# Two commands: `make demo` and `make test`. Both set up their own virtual environment.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test prior clean
+
+demo: $(READY)
+	$(RUN) -m diff2flow_nodes.bench.demo
+
+test: $(READY)
+	$(RUN) -m pytest
+
+prior: $(READY)
+	$(RUN) -m diff2flow_nodes.bench.tiny_prior --quality bench --models .cache/models
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .cache

@@ -1,0 +1,81 @@
+"""Where files may be written, and how: names confined to a folder, files whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_ILLEGAL = re.compile(r'[\x00-\x1f<>:"|?*]')
+
+
+def confined(folder: Path, name: str) -> Path:
+    """Path of `name` inside `folder`.
+
+    `name` may have subfolders separated by "/" or "\\" ("styles/ink"); it may not leave the folder.
+
+    Raises:
+        ValueError: the name is empty, absolute, has "..", a character that no file system takes, or passes through
+            a link that leads out of the folder.
+    """
+    parts = [part for part in re.split(r"[\\/]", name) if part != "."]
+    if not name.strip() or not all(part.strip() for part in parts):
+        raise ValueError(f"the name {name!r} is empty or has an empty part; give a plain name such as 'my_style'")
+    if Path(name).is_absolute() or ".." in parts or _ILLEGAL.search(name):
+        raise ValueError(
+            f"the name {name!r} is not allowed: it must stay inside the folder '{folder.name}'"
+            " (no '..', no absolute path, none of <>:\"|?*); give a plain name such as 'styles/my_style'"
+        )
+    path = folder.joinpath(*parts)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"the name {name!r} leads out of the folder '{folder.name}' through a link; choose another name")
+    return path
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
+
+    If the body raises, the temporary file is removed and `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in blocks of 1 MiB."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,49 @@
+"""Text and images through ComfyUI's encoders, and digests that tell models apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..fingerprint import digest
+
+
+def encode_text(clip: Any, text: str) -> Any:
+    """CONDITIONING of a prompt, as CLIPTextEncode makes it."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def encode_image(vae: Any, image: Tensor) -> Tensor:
+    """Latents of an IMAGE, as VAEEncode makes them."""
+    return vae.encode(image[:, :, :, :3])
+
+
+def fingerprint(thing: Any) -> str:
+    """Digest of a MODEL, CLIP or VAE from samples of its weights and patches."""
+    patcher = getattr(thing, "patcher", thing)
+    return digest(_weights(thing, patcher), _patches(patcher))
+
+
+def _weights(thing: Any, patcher: Any) -> dict[str, Tensor]:
+    for name in ("cond_stage_model", "first_stage_model"):
+        if hasattr(thing, name):
+            return getattr(thing, name).state_dict()
+    return patcher.model.state_dict()
+
+
+def _patches(patcher: Any) -> dict[str, Tensor]:
+    """Tensors of the patches by key and position, strengths in the names."""
+    found = {}
+    for key, patches in getattr(patcher, "patches", {}).items():
+        for i, patch in enumerate(patches):
+            value = getattr(patch[1], "weights", patch[1])
+            tensors = [v for v in _flat(value) if isinstance(v, Tensor)]
+            found.update({f"{key}:{i}:{j}:{patch[0]}:{patch[2]}": v for j, v in enumerate(tensors)})
+    return found
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return [leaf for part in value for leaf in _flat(part)]
+    return [value]

@@ -1,0 +1,78 @@
+"""The port (`hosts.port.Host`) answered by ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...samplers.parameterization import FlowParameterization
+from ...training.port import Backbone, Progress
+from ..port import ModelFacts
+from . import encoders, folders, loading, models, progress, sampling, training
+
+
+class ComfyHost:
+    """ComfyUI, 0.3.64 and newer."""
+
+    name = "ComfyUI"
+
+    def names(self, kind: str) -> list[str]:
+        return folders.names(kind)
+
+    def path(self, kind: str, name: str) -> Path:
+        return folders.path(kind, name)
+
+    def folder(self, kind: str) -> Path:
+        return folders.folder(kind)
+
+    def load_checkpoint(self, name: str) -> tuple[Any, Any, Any]:
+        return loading.load_checkpoint(name)
+
+    def apply_lora(
+        self, model: Any, clip: Any, state: Mapping[str, Tensor], strength: float, metadata: Mapping[str, str] | None
+    ) -> tuple[Any, Any]:
+        return loading.apply_lora(model, clip, state, strength, metadata)
+
+    def facts(self, model: Any) -> ModelFacts:
+        return models.facts(model)
+
+    def as_flow(self, model: Any, flow: FlowParameterization) -> Any:
+        return sampling.as_flow(model, flow)
+
+    def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
+        return sampling.sampler(function, options)
+
+    def solver(self, solver: str, rtol: float, atol: float) -> Any:
+        return sampling.solver(solver, rtol, atol)
+
+    def sample(
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: Mapping[str, Any],
+        seed: int,
+        sampler: Any,
+        sigmas: Tensor,
+        cfg: float,
+    ) -> dict[str, Any]:
+        return sampling.sample(model, positive, negative, latent, seed, sampler, sigmas, cfg)
+
+    def encode_text(self, clip: Any, text: str) -> Any:
+        return encoders.encode_text(clip, text)
+
+    def encode_image(self, vae: Any, image: Tensor) -> Tensor:
+        return encoders.encode_image(vae, image)
+
+    def fingerprint(self, thing: Any) -> str:
+        return encoders.fingerprint(thing)
+
+    def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:
+        return training.training(model)
+
+    def progress(self, total: int, title: str) -> Progress:
+        return progress.ComfyProgress(total, title)

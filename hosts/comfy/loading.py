@@ -1,0 +1,62 @@
+"""Checkpoints and LoRAs through ComfyUI's own loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.sd
+import folder_paths
+from torch import Tensor
+
+from ..lora_fit import require_fit
+from ..port import HostError
+from . import folders, models
+
+BASE = "diff2flow.base"
+"""Attachment of a ModelPatcher: name of the checkpoint it was loaded from."""
+
+
+def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP, VAE; HostError naming the file if it cannot be read or is no checkpoint."""
+    path = folders.path("checkpoints", name)
+    try:
+        model, clip, vae = comfy.sd.load_checkpoint_guess_config(
+            str(path), embedding_directory=folder_paths.get_folder_paths("embeddings")
+        )[:3]
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise HostError(
+            f"the checkpoint '{name}' cannot be loaded ({reason}): it is truncated or not a Stable Diffusion"
+            " checkpoint; copy it again or choose another"
+        ) from error
+    if model is None or clip is None:
+        raise HostError(f"the checkpoint '{name}' has no {'text encoder' if model else 'UNet'}; choose a full checkpoint")
+    model.set_attachments(BASE, name)
+    return model, clip, vae
+
+
+def apply_lora(
+    model: Any, clip: Any, state: Mapping[str, Tensor], strength: float, metadata: Mapping[str, str] | None
+) -> tuple[Any, Any]:
+    """Clones with the LoRA added; see `hosts.port.Host.apply_lora`."""
+    trained_for = (metadata or {}).get("ss_base_model_version", "")
+    require_fit(state, _shapes(model, clip), models.family(model), trained_for)
+    if strength == 0:
+        return model.clone(), None if clip is None else clip.clone()
+    new_model, new_clip = comfy.sd.load_lora_for_models(model, clip, dict(state), strength, strength)
+    if metadata is not None:
+        new_model.set_attachments(models.LORAS, (*model.attachments.get(models.LORAS, ()), dict(metadata)))
+    return new_model, new_clip
+
+
+def _shapes(model: Any, clip: Any) -> dict[str, tuple[int, ...]]:
+    """Weight shapes by the layer names that ComfyUI accepts in LoRA files."""
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    weights = dict(model.model.state_dict())
+    if clip is not None:
+        keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
+        weights.update(clip.cond_stage_model.state_dict())
+    return {name: tuple(weights[key].shape) for name, key in keys.items() if isinstance(key, str) and key in weights}

@@ -1,0 +1,146 @@
+"""A Stable Diffusion model sampled as a flow inside ComfyUI's own sampling loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ...samplers.denoiser import sample_flow, sample_sigma_k
+from ...samplers.parameterization import FlowParameterization
+
+_TABLE = 1000
+
+
+class FlowModelSampling(comfy.model_sampling.CONST, torch.nn.Module):
+    """ComfyUI's `model_sampling` for a diffusion network on a flow: sigma is sigma_flow = 1 - t.
+
+    ComfyUI rebuilds such objects as type(original)(model_config), so the flow is bound to a subclass
+    (`flow_model_sampling`).
+    """
+
+    diff2flow: FlowParameterization
+    noise_scale = 1.0
+
+    def __init__(self, model_config: Any = None) -> None:
+        super().__init__()
+        self.set_parameters(self.diff2flow.shift)
+
+    def set_parameters(self, shift: float = 1.0, multiplier: float = 1000.0) -> None:
+        """Sets the time shift; `multiplier` is kept for ComfyUI, the timestep does not depend on it."""
+        self.shift, self.multiplier = shift, multiplier
+        self.diff2flow = replace(self.diff2flow, shift=shift)
+        self.register_buffer("sigmas", self.diff2flow.sigmas(_TABLE)[:-1].flip(0))
+
+    @property
+    def sigma_min(self) -> Tensor:
+        return self.sigmas[0]
+
+    @property
+    def sigma_max(self) -> Tensor:
+        return self.sigmas[-1]
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return self.diff2flow.timestep(sigma)
+
+    def sigma(self, timestep: Tensor) -> Tensor:
+        return self.diff2flow.sigma(torch.as_tensor(timestep)).float()
+
+    def percent_to_sigma(self, percent: float) -> float:
+        if percent <= 0.0:
+            return 1.0
+        if percent >= 1.0:
+            return 0.0
+        left = 1.0 - percent
+        return self.diff2flow.sigma_max * self.shift * left / (1.0 + (self.shift - 1.0) * left)
+
+    def calculate_input(self, sigma: Tensor, noise: Tensor) -> Tensor:
+        return self.diff2flow.network_input(_batched(sigma), noise)
+
+    def calculate_denoised(self, sigma: Tensor, model_output: Tensor, model_input: Tensor) -> Tensor:
+        return self.diff2flow.denoised(_batched(sigma), model_output, model_input)
+
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
+        return self.diff2flow.noisy(_batched(sigma), self.noise_scale * noise, latent_image, at_start=max_denoise)
+
+
+def _batched(sigma: Tensor) -> Tensor:
+    """ComfyUI hands sigma over as (), (1,), (B,) or (B, 1, 1, 1); here it becomes () or (B,)."""
+    return sigma.reshape(()) if sigma.numel() == 1 else sigma.flatten()
+
+
+def flow_model_sampling(flow: FlowParameterization) -> FlowModelSampling:
+    """A `model_sampling` whose class carries `flow`."""
+    return type("Diff2FlowModelSampling", (FlowModelSampling,), {"diff2flow": flow})()
+
+
+def as_flow(model: Any, flow: FlowParameterization) -> Any:
+    """A clone of the ModelPatcher that is sampled in sigma_flow; the original stays as it is."""
+    clone = model.clone()
+    clone.add_object_patch("model_sampling", flow_model_sampling(flow))
+    return clone
+
+
+def sampler(function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
+    """SAMPLER around a k-diffusion style function."""
+    return comfy.samplers.KSAMPLER(function, dict(options))
+
+
+def solver(solver: str, rtol: float, atol: float) -> Any:
+    """SAMPLER that solves the flow, whatever sigma means for the model that it is given."""
+    return sampler(_solve, {"solver": solver, "rtol": rtol, "atol": atol})
+
+
+def _solve(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    solver: str = "euler",
+    rtol: float = 1e-3,
+    atol: float = 1e-4,
+) -> Tensor:
+    sampling = model.inner_model.inner_model.model_sampling
+    walk = sample_flow if isinstance(sampling, comfy.model_sampling.CONST) else sample_sigma_k
+    return walk(model, x, sigmas, extra_args, callback, disable, solver=solver, rtol=rtol, atol=atol)
+
+
+def sample(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent: Mapping[str, Any],
+    seed: int,
+    sampler: Any,
+    sigmas: Tensor,
+    cfg: float,
+) -> dict[str, Any]:
+    """LATENT by ComfyUI's own `sample_custom`, with its previews, masks, interruption and memory management."""
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    out = comfy.sample.sample_custom(
+        model,
+        noise,
+        cfg,
+        sampler,
+        sigmas,
+        positive,
+        negative,
+        samples,
+        noise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, sigmas.shape[-1] - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    kept = {k: v for k, v in latent.items() if not k.startswith("downscale_ratio")}
+    return {**kept, "samples": out}

@@ -1,0 +1,122 @@
+"""ComfyUI's UNet made ready for gradients, and put back."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor, nn
+
+from ...files import sha256_of
+from . import loading, models
+
+
+class ComfyBackbone:
+    """The port's Backbone (`training.port`) around a loaded ModelPatcher."""
+
+    def __init__(self, patcher: Any) -> None:
+        facts = models.facts(patcher)
+        self._base = patcher.model
+        self.module: nn.Module = patcher.model.diffusion_model
+        self.family, self.prediction, self.schedule = facts.family, facts.prediction, facts.schedule
+        self.device = patcher.load_device
+        self.dtype = patcher.model.get_dtype_inference()
+        self.base_name = patcher.attachments.get(loading.BASE, "")
+        self.base_hash = _hash_of(self.base_name)
+
+    def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        inputs = {name: value.to(self.device, self.dtype) for name, value in conditioning.items()}
+        return self.module(x_diff.to(self.dtype), tau.float(), transformer_options={}, **inputs)
+
+    def conditioning(self, context: Tensor, pooled: Tensor | None, height: int, width: int) -> dict[str, Tensor]:
+        if self._base.adm_channels == 0:
+            return {"context": context}
+        if pooled is None:
+            raise ValueError("SDXL needs the pooled text embedding; encode the captions with SDXL's own CLIP")
+        y = self._base.encode_adm(pooled_output=pooled.to(self.device), height=height, width=width)
+        return {"context": context, "y": y}
+
+    def scale_latent(self, latent: Tensor) -> Tensor:
+        return self._base.process_latent_in(latent)
+
+    def unscale_latent(self, x_data: Tensor) -> Tensor:
+        return self._base.process_latent_out(x_data)
+
+    def layer_names(self) -> Mapping[str, str]:
+        own = {name: name for name, module in self.module.named_modules() if hasattr(module, "weight")}
+        if self.family == "SDXL":
+            return own
+        to_own = comfy.utils.unet_to_diffusers(self._base.model_config.unet_config)
+        diffusers = {v.removesuffix(".weight"): k.removesuffix(".weight") for k, v in to_own.items() if k.endswith(".weight")}
+        return {name: diffusers[name] for name in own if name in diffusers}
+
+
+@contextmanager
+def training(model: Any) -> Iterator[ComfyBackbone]:
+    """Loads the model whole, with normal (not inference) weights, frozen, and gradients on; undone at the end."""
+    with torch.inference_mode(False), torch.enable_grad(), _in_training():
+        patcher = _plain_clone(model)
+        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+        network = patcher.model.diffusion_model
+        _leave_inference_mode(network)
+        frozen = [(p, p.requires_grad) for p in network.parameters()]
+        was_training = network.training
+        try:
+            network.requires_grad_(False)
+            yield ComfyBackbone(patcher)
+        finally:
+            network.train(was_training)
+            for parameter, required in frozen:
+                parameter.requires_grad_(required)
+            comfy.model_management.soft_empty_cache()
+
+
+def _plain_clone(model: Any) -> Any:
+    """A clone whose weights stay in memory, where the version streams them (dynamic VRAM)."""
+    streamed = getattr(model, "is_dynamic", lambda: False)()
+    if streamed and "disable_dynamic" in inspect.signature(model.clone).parameters:
+        return model.clone(disable_dynamic=True)
+    return model.clone()
+
+
+@contextmanager
+def _in_training() -> Iterator[None]:
+    """Sets ComfyUI's `in_training` where it exists: it turns off fused kernels that have no backward."""
+    management = comfy.model_management
+    if not hasattr(management, "in_training"):
+        yield
+        return
+    before, management.in_training = management.in_training, True
+    try:
+        yield
+    finally:
+        management.in_training = before
+
+
+def _leave_inference_mode(network: nn.Module) -> None:
+    """Replaces weights that were loaded under inference mode by equal ones that autograd accepts, one at a time."""
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_inference():
+                module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                module._buffers[name] = buffer.clone()
+
+
+def _hash_of(name: str) -> str:
+    path = folder_paths.get_full_path("checkpoints", name) if name else None
+    return _file_hash(path, Path(path).stat().st_mtime_ns) if path else ""
+
+
+@lru_cache(maxsize=16)
+def _file_hash(path: str, modified: int) -> str:
+    return sha256_of(Path(path))

@@ -1,0 +1,23 @@
+"""Progress bars on stderr."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm import tqdm
+
+
+class TqdmProgress:
+    """A bar of the running node; the port's Progress. Previews have nowhere to be shown and are dropped."""
+
+    def __init__(self, total: int, title: str) -> None:
+        self._bar = tqdm(total=total, desc=title, dynamic_ncols=True)
+
+    def update(self, done: int, text: str = "", preview: Any = None) -> None:
+        """Moves the bar to `done`, with a short text behind it. Ctrl-C interrupts by itself."""
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Ends the bar, its last state stays on the screen."""
+        self._bar.close()

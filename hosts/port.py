@@ -1,0 +1,118 @@
+"""What the nodes ask of a host. ComfyUI (`hosts/comfy`) and the headless runner (`hosts/headless`) both answer it.
+
+Sockets carry the same data in both hosts: IMAGE (B, H, W, 3) float in [0, 1]; LATENT {"samples": (B, C, h, w)} in the
+autoencoder's own scale; CONDITIONING [[context (B, tokens, width), {"pooled_output": ...}], ...]; SIGMAS (steps + 1,).
+MODEL, CLIP, VAE and SAMPLER are the host's own objects and opaque to the nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..alignment import NoiseSchedule
+from ..samplers.parameterization import FlowParameterization
+from ..training.port import Backbone, Progress
+
+FOLDERS = ("checkpoints", "loras", "datasets", "input", "output", "temp")
+
+
+class HostError(ValueError):
+    """Something the user can mend, in one sentence that names the input, the value and the way out."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a MODEL is.
+
+    Args:
+        family: "SD1", "SD2" or "SDXL".
+        prediction: "eps", "v" or "x0", as the host samples the model now.
+        schedule: the noise schedule that the host samples it with.
+        in_channels: of the network's first convolution (4; 9 for inpainting).
+        flow: set when `as_flow` has been applied.
+        loras: metadata of the Diff2Flow LoRAs applied, in the order they were applied.
+    """
+
+    family: str
+    prediction: str
+    schedule: NoiseSchedule
+    in_channels: int
+    flow: FlowParameterization | None = None
+    loras: tuple[Mapping[str, str], ...] = field(default=())
+
+
+class Host(Protocol):
+    """One host. Every method raises HostError (a ValueError) for what the user can mend."""
+
+    name: str
+
+    # files
+    def names(self, kind: str) -> list[str]:
+        """Names in a folder of FOLDERS ("checkpoints", "loras", or subfolders of "input"/"datasets"), sorted."""
+
+    def path(self, kind: str, name: str) -> Path:
+        """Path of an existing file or folder by its name; HostError if there is none or it leads out."""
+
+    def folder(self, kind: str) -> Path:
+        """The folder of that kind that may be written to; made if it is missing."""
+
+    # loading
+    def load_checkpoint(self, name: str) -> tuple[Any, Any, Any]:
+        """MODEL, CLIP, VAE of a single-file checkpoint."""
+
+    def apply_lora(
+        self, model: Any, clip: Any, state: Mapping[str, Tensor], strength: float, metadata: Mapping[str, str] | None
+    ) -> tuple[Any, Any]:
+        """Clones of model and clip (None allowed) with the LoRA added; metadata joins ModelFacts.loras when given.
+
+        HostError if no key fits the model (a LoRA for another base), naming both. The originals stay as they are.
+        """
+
+    # sampling
+    def facts(self, model: Any) -> ModelFacts:
+        """What the model is; HostError naming the family where it is none of SD1, SD2 and SDXL."""
+
+    def as_flow(self, model: Any, flow: FlowParameterization) -> Any:
+        """A clone that is sampled as a flow model in sigma_flow."""
+
+    def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
+        """SAMPLER of a k-diffusion style function (denoiser, x, sigmas, extra_args, callback, disable, **options)."""
+
+    def solver(self, solver: str, rtol: float, atol: float) -> Any:
+        """SAMPLER that solves the flow with `samplers.integrate`, right for stock models and for `as_flow` models."""
+
+    def sample(
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: Mapping[str, Any],
+        seed: int,
+        sampler: Any,
+        sigmas: Tensor,
+        cfg: float,
+    ) -> dict[str, Any]:
+        """LATENT sampled from seeded noise (CPU generator, as ComfyUI draws it) around latent["samples"]."""
+
+    # encoders
+    def encode_text(self, clip: Any, text: str) -> Any:
+        """CONDITIONING of a prompt."""
+
+    def encode_image(self, vae: Any, image: Tensor) -> Tensor:
+        """Latents (B, C, H/8, W/8) of an IMAGE (B, H, W, 3), in the autoencoder's own scale."""
+
+    def fingerprint(self, thing: Any) -> str:
+        """Hex digest that tells two CLIPs, VAEs or MODELs with different weights apart; cheap (samples the weights)."""
+
+    # training
+    def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:
+        """The network ready for gradients; whatever was changed on it is undone when the context ends."""
+
+    def progress(self, total: int, title: str) -> Progress:
+        """A progress bar of the running node."""

@@ -1,0 +1,22 @@
+"""The nodes, by their stable ids."""
+
+from __future__ import annotations
+
+from .loading import Diff2FlowCheckpointLoader, Diff2FlowLoraLoader
+from .sampling import Diff2FlowModel, Diff2FlowSampler, Diff2FlowSigmas, Diff2FlowSolver
+from .training import Diff2FlowImageDataset, Diff2FlowLoraConfig, Diff2FlowTrain
+
+NODES = {
+    "Diff2Flow Checkpoint Loader": Diff2FlowCheckpointLoader,
+    "Diff2Flow LoRA Loader": Diff2FlowLoraLoader,
+    "Diff2Flow Model": Diff2FlowModel,
+    "Diff2Flow Sampler": Diff2FlowSampler,
+    "Diff2Flow Solver": Diff2FlowSolver,
+    "Diff2Flow Sigmas": Diff2FlowSigmas,
+    "Diff2Flow Image Dataset": Diff2FlowImageDataset,
+    "Diff2Flow LoRA Config": Diff2FlowLoraConfig,
+    "Diff2Flow Train": Diff2FlowTrain,
+}
+
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES.values()}
+NODE_DISPLAY_NAME_MAPPINGS = {node.__name__: name for name, node in NODES.items()}

@@ -1,0 +1,252 @@
+"""Nodes that sample Stable Diffusion as a flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..hosts import current
+from ..hosts.checks import require_finite_latent
+from ..hosts.choice import PREDICTIONS, START_CHOICES, SWITCH, choose_flow, flow_of
+from ..samplers import SHAPES, SOLVERS
+from .errors import names_node
+
+CATEGORY = "Diff2Flow/sampling"
+
+_START_TOOLTIP = (
+    "Where sampling begins. terminal: at the last timestep that the base model was trained on (right for a checkpoint"
+    " as it is). noise: at flow time 0, pure noise (right for a LoRA trained over the full range; repairs black and"
+    " white images). auto: what the LoRA's metadata says, terminal without one."
+)
+_DENOISE = (
+    "FLOAT",
+    {
+        "default": 1.0,
+        "min": 0.01,
+        "max": 1.0,
+        "step": 0.01,
+        "tooltip": "Part of the path that is walked, 0.01 to 1. 1: from noise. Below 1: from the given image with noise"
+        " added (image to image); 0.4 to 0.7 keeps the composition. All the steps are spent on that part.",
+    },
+)
+_STEPS = (
+    "INT",
+    {
+        "default": 8,
+        "min": 1,
+        "max": 10000,
+        "tooltip": "Steps of the solver. A checkpoint as it is wants about 25; a reflowed LoRA 1 to 4; connect Diff2Flow"
+        " LoRA Loader's output to use what the LoRA recommends.",
+    },
+)
+_SOLVER = (
+    list(SOLVERS),
+    {
+        "default": "euler",
+        "tooltip": "How the path is followed. Network evaluations a step: euler 1, ab2 1, midpoint 2, heun 2, rk4 4;"
+        " dopri5 chooses its own steps. euler is right for straightened (reflowed) models.",
+    },
+)
+
+
+class Diff2FlowModel:
+    """Patches a model so that any stock sampler treats it as a flow model."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "patch"
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_TOOLTIPS = ("The model as a flow model: use it with KSampler (scheduler simple) or SamplerCustom.",)
+    DESCRIPTION = (
+        "Turns a Stable Diffusion 1.x, 2.x or SDXL model into a flow matching model for ComfyUI's own samplers, by"
+        " Diff2Flow's exact change of time and scale. ControlNet, IP-Adapter, masks and LoRAs keep working."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A Stable Diffusion 1.x, 2.x or SDXL model, with or without LoRAs."}),
+                "prediction": (
+                    list(PREDICTIONS),
+                    {
+                        "default": "auto",
+                        "tooltip": "What the network predicts: eps (SD1.x, SDXL) or v (SD2.x 768, v-pred SDXL)."
+                        " auto: as ComfyUI recognised the checkpoint.",
+                    },
+                ),
+                "zero_terminal_snr": (
+                    list(SWITCH),
+                    {
+                        "default": "auto",
+                        "tooltip": "Noise schedule rescaled so that the last timestep is pure noise. auto: as the"
+                        " checkpoint says. on: only for v models trained that way. off: the plain schedule.",
+                    },
+                ),
+                "start": (list(START_CHOICES), {"default": "auto", "tooltip": _START_TOOLTIP}),
+                "shift": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": 0.01,
+                        "max": 100.0,
+                        "step": 0.01,
+                        "tooltip": "Time shift, without unit. 1: even steps. Above 1: more steps near the noise"
+                        " (composition), 1 to 3 are usual; below 1: more near the image (detail).",
+                    },
+                ),
+            }
+        }
+
+    @names_node("Diff2Flow Model")
+    def patch(self, model: Any, prediction: str, zero_terminal_snr: str, start: str, shift: float) -> tuple[Any]:
+        host = current()
+        flow = choose_flow(host.facts(model), prediction, zero_terminal_snr, start, shift)
+        return (host.as_flow(model, flow),)
+
+
+class Diff2FlowSampler:
+    """Samples a model along the aligned flow."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "sample"
+    RETURN_TYPES = ("LATENT",)
+    OUTPUT_TOOLTIPS = ("The sampled latents; decode them with VAE Decode.",)
+    DESCRIPTION = (
+        "Samples a Stable Diffusion model along its flow in even steps of flow time, a whole batch at once, with CFG,"
+        " negative prompt, ControlNet, inpainting masks and image to image. Takes a model with or without Diff2Flow Model."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A Stable Diffusion model; Diff2Flow Model before it is optional."}),
+                "positive": ("CONDITIONING", {"tooltip": "What the image should show."}),
+                "negative": ("CONDITIONING", {"tooltip": "What it should not show; without effect at CFG 1."}),
+                "latent_image": (
+                    "LATENT",
+                    {"tooltip": "Empty latents give size and batch; an encoded image is varied where denoise is below 1."},
+                ),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 0xFFFFFFFFFFFFFFFF,
+                        "control_after_generate": True,
+                        "tooltip": "Seed of the noise; the same seed gives the same noise as KSampler.",
+                    },
+                ),
+                "steps": _STEPS,
+                "cfg": (
+                    "FLOAT",
+                    {
+                        "default": 7.0,
+                        "min": 0.0,
+                        "max": 100.0,
+                        "step": 0.1,
+                        "round": 0.01,
+                        "tooltip": "Classifier-free guidance scale. 5 to 8 for a checkpoint as it is, 1 to 2 for a"
+                        " reflowed LoRA; at 1 the negative prompt is not computed and a step costs half.",
+                    },
+                ),
+                "solver": _SOLVER,
+                "denoise": _DENOISE,
+                "start": (list(START_CHOICES), {"default": "auto", "tooltip": _START_TOOLTIP}),
+            }
+        }
+
+    @names_node("Diff2Flow Sampler")
+    def sample(
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent_image: Any,
+        seed: int,
+        steps: int,
+        cfg: float,
+        solver: str,
+        denoise: float,
+        start: str,
+    ) -> tuple[Any]:
+        host = current()
+        require_finite_latent(latent_image)
+        flow = flow_of(host.facts(model), start)
+        sigmas = flow.sigmas(steps, denoise=denoise)
+        sampler = host.solver(solver, rtol=RTOL, atol=ATOL)
+        flowing = host.as_flow(model, flow)
+        return (host.sample(flowing, positive, negative, latent_image, seed, sampler, sigmas, cfg),)
+
+
+RTOL, ATOL = 1e-3, 1e-4
+
+
+class Diff2FlowSolver:
+    """A SAMPLER for SamplerCustom."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "build"
+    RETURN_TYPES = ("SAMPLER",)
+    OUTPUT_TOOLTIPS = ("For SamplerCustom, with Diff2Flow Sigmas or any other SIGMAS.",)
+    DESCRIPTION = (
+        "The flow ODE solvers as a SAMPLER. They walk in flow time, for a stock model, for one from Diff2Flow Model and"
+        " for a native flow model alike."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tolerance = {"min": 1e-7, "max": 0.1, "step": 1e-7, "round": False}
+        return {
+            "required": {
+                "solver": _SOLVER,
+                "rtol": (
+                    "FLOAT",
+                    {"default": RTOL, **tolerance, "tooltip": "dopri5 only: relative error allowed a step."},
+                ),
+                "atol": (
+                    "FLOAT",
+                    {"default": ATOL, **tolerance, "tooltip": "dopri5 only: absolute error allowed a step, in latent units."},
+                ),
+            }
+        }
+
+    @names_node("Diff2Flow Solver")
+    def build(self, solver: str, rtol: float, atol: float) -> tuple[Any]:
+        return (current().solver(solver, rtol, atol),)
+
+
+class Diff2FlowSigmas:
+    """SIGMAS of a flow time grid, in the unit that the given model is sampled in."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "build"
+    RETURN_TYPES = ("SIGMAS",)
+    OUTPUT_TOOLTIPS = ("sigma = 1 - t for a model from Diff2Flow Model, sigma = (1 - t)/t for a stock model.",)
+    DESCRIPTION = (
+        "The flow's time grid as SIGMAS for SamplerCustom. With a stock model and the stock euler sampler this is"
+        " Diff2Flow's Euler: LoRAs trained here need no other node."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The same model that goes into the sampler."}),
+                "steps": _STEPS,
+                "shape": (
+                    list(SHAPES),
+                    {
+                        "default": "uniform",
+                        "tooltip": "How the steps are spread over flow time. uniform: evenly; cosine and u_shaped: closer"
+                        " together at both ends.",
+                    },
+                ),
+                "denoise": _DENOISE,
+            }
+        }
+
+    @names_node("Diff2Flow Sigmas")
+    def build(self, model: Any, steps: int, shape: str, denoise: float) -> tuple[Any]:
+        facts = current().facts(model)
+        flow = flow_of(facts)
+        return (flow.sigmas(steps, shape, denoise) if facts.flow else flow.sigmas_k(steps, shape, denoise),)

@@ -1,0 +1,133 @@
+"""One step of each ODE solver, as in the textbook (Hairer, Nørsett, Wanner, Solving ODEs I).
+
+A step function gets the field, the state, the step to take and what the step before left; it returns the velocity at
+the step's start and the step's slope. The integrator then sets x_next = x + h·slope.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..alignment.precision import time_dtype
+
+MAX_ADAPTIVE_STEPS = 1000
+
+
+class NonFiniteStateError(RuntimeError):
+    """The state became NaN or infinite.
+
+    Attributes:
+        step: index of the first step that ended so, counted as in the callback; -1 for the initial state.
+    """
+
+    def __init__(self, step: int, steps: int, t: float) -> None:
+        what = "the initial state is" if step < 0 else f"step {step + 1} of {steps} made the state"
+        super().__init__(f"{what} NaN or infinite at t = {t:.6g}")
+        self.step = step
+
+
+class Step(NamedTuple):
+    """One interval: its index of `steps`, its two times as () tensors on the state's device, its length h (signed)."""
+
+    index: int
+    steps: int
+    t: Tensor
+    t_next: Tensor
+    h: float
+
+
+class Previous(NamedTuple):
+    """What a multistep method remembers of the step before: the velocity at its start and its length."""
+
+    velocity: Tensor
+    h: float
+
+
+Field = Callable[[Tensor, Tensor], Tensor]
+StepFunction = Callable[[Field, Tensor, Step, Previous | None], tuple[Tensor, Tensor]]
+
+
+def euler(field: Field, x: Tensor, step: Step, previous: Previous | None) -> tuple[Tensor, Tensor]:
+    """Order 1."""
+    k1 = field(x, step.t)
+    return k1, k1
+
+
+def midpoint(field: Field, x: Tensor, step: Step, previous: Previous | None) -> tuple[Tensor, Tensor]:
+    """Order 2: the velocity halfway."""
+    k1 = field(x, step.t)
+    k2 = field(x + step.h / 2 * k1, (step.t + step.t_next) / 2)
+    return k1, k2
+
+
+def heun(field: Field, x: Tensor, step: Step, previous: Previous | None) -> tuple[Tensor, Tensor]:
+    """Order 2: the mean of the velocities at both ends."""
+    k1 = field(x, step.t)
+    k2 = field(x + step.h * k1, step.t_next)
+    return k1, (k1 + k2) / 2
+
+
+def rk4(field: Field, x: Tensor, step: Step, previous: Previous | None) -> tuple[Tensor, Tensor]:
+    """Order 4: the classical Runge-Kutta method."""
+    middle = (step.t + step.t_next) / 2
+    k1 = field(x, step.t)
+    k2 = field(x + step.h / 2 * k1, middle)
+    k3 = field(x + step.h / 2 * k2, middle)
+    k4 = field(x + step.h * k3, step.t_next)
+    return k1, (k1 + 2 * k2 + 2 * k3 + k4) / 6
+
+
+def ab2(field: Field, x: Tensor, step: Step, previous: Previous | None) -> tuple[Tensor, Tensor]:
+    """Order 2: Adams-Bashforth on steps of any length; the first step is Heun's."""
+    if previous is None:
+        return heun(field, x, step, previous)
+    k1 = field(x, step.t)
+    half_ratio = step.h / previous.h / 2
+    return k1, (1 + half_ratio) * k1 - half_ratio * previous.velocity
+
+
+def dopri5(
+    field: Field, x: Tensor, step: Step, previous: Previous | None, *, rtol: float, atol: float
+) -> tuple[Tensor, Tensor]:
+    """Order 5, adaptive (Dormand-Prince): as many inner steps as the tolerances ask for, the whole interval first.
+
+    The whole batch is one state. No velocity is asked for outside the interval.
+    """
+    from torchdiffeq import odeint
+
+    def finite_field(t: Tensor, state: Tensor) -> Tensor:
+        velocity = field(state, t)
+        if not velocity.isfinite().all():  # the step control waits for the device anyway
+            raise NonFiniteStateError(step.index, step.steps, float(t))
+        return velocity
+
+    times = torch.stack([step.t, step.t_next])
+    options = {
+        "dtype": time_dtype(x.device),
+        "first_step": 2 * abs(step.h),
+        "step_t": times[1:],
+        "max_num_steps": MAX_ADAPTIVE_STEPS,
+    }
+    try:
+        x_next = odeint(finite_field, x, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+    except AssertionError as error:
+        if not str(error).startswith(("underflow in dt", "max_num_steps")):
+            raise
+        raise RuntimeError(
+            f"dopri5 cannot meet rtol={rtol}, atol={atol} in step {step.index + 1} of {step.steps}"
+            f" (the velocity is too rough or too imprecise, loosen them): {error}"
+        ) from error
+    slope = (x_next - x) / step.h
+    return slope, slope
+
+
+SOLVERS: dict[str, StepFunction] = {
+    "euler": euler,
+    "midpoint": midpoint,
+    "heun": heun,
+    "rk4": rk4,
+    "ab2": ab2,
+    "dopri5": dopri5,
+}

@@ -1,0 +1,1 @@
+"""Training: objective, LoRA, data, the loop and its saved state."""

@@ -1,0 +1,61 @@
+"""What training asks of a host: a backbone and a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..alignment import NoiseSchedule
+
+
+class Backbone(Protocol):
+    """A diffusion network that can be trained.
+
+    Attributes:
+        module: the network; LoRA layers are injected into it.
+        family: "SD1", "SD2" or "SDXL".
+        prediction: what the network predicts, "eps" or "v".
+        schedule: its noise schedule.
+        device, dtype: where it runs and the dtype of its weights.
+        base_name, base_hash: name and content hash of the checkpoint it came from ("" where unknown).
+    """
+
+    module: nn.Module
+    family: str
+    prediction: str
+    schedule: NoiseSchedule
+    device: torch.device
+    dtype: torch.dtype
+    base_name: str
+    base_hash: str
+
+    def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        """The network's output (B, *dims) at x_diff (B, *dims), fractional tau (B,)."""
+
+    def conditioning(self, context: Tensor, pooled: Tensor | None, height: int, width: int) -> dict[str, Tensor]:
+        """What the network takes beside x and tau, for a batch; height and width in pixels (SDXL)."""
+
+    def scale_latent(self, latent: Tensor) -> Tensor:
+        """x_data: the autoencoder's latent in the network's scale."""
+
+    def unscale_latent(self, x_data: Tensor) -> Tensor:
+        """The inverse of scale_latent."""
+
+    def layer_names(self) -> Mapping[str, str]:
+        """Dotted module path in `module` -> dotted name the layer has in LoRA files.
+
+        SD1 and SD2: diffusers' names ("down_blocks.0.attentions.0.proj_in"); SDXL: SGM's ("input_blocks.4.1.proj_in").
+        """
+
+
+class Progress(Protocol):
+    """A progress bar. `update` raises the host's own interruption when the user asked to stop."""
+
+    def update(self, done: int, text: str = "", preview: Any = None) -> None:
+        """Shows `done` of the total, a short text, and where the host can, a preview (PIL image)."""
+
+    def close(self) -> None:
+        """Ends the bar."""
