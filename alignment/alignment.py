@@ -7,6 +7,8 @@ from .precision import state_dtype, time_dtype
 from .schedule import SIGNAL_FLOOR, NoiseSchedule
 
 PREDICTIONS = ("eps", "v", "x0")
+# x0 prediction divides by 1-t, which nears 0 beyond t_max; it is kept above this part of 1-t_max.
+X0_FLOOR = 0.1
 
 
 class Alignment:
@@ -29,8 +31,8 @@ class Alignment:
     Args:
         schedule: the noise schedule the network was trained on.
         prediction: what the network returns: "eps" (x_noise), "v" (alpha·eps - sigma·x_data) or "x0" (x_data).
-            With a VE schedule alpha = 1 in "v" as well, so v_pred = eps - sigma·x_data; EDM's and SVD's raw output is
-            this divided by sqrt(1+sigma²).
+            With a VE schedule alpha = 1 in "v" as well: v_pred = eps - sigma·x_data. The raw output of SVD's network
+            (EDM's c_skip and c_out with data std 1) is this divided by sqrt(1+sigma²).
 
     Raises:
         ValueError: an unknown prediction, or "eps" on a schedule without signal at its terminal (t_min < 0.001):
@@ -142,10 +144,11 @@ class Alignment:
 
             eps:  (x_flow - eps)/t
             v:    ((alpha-sigma)·x_diff - (alpha+sigma)·v_pred)/(alpha²+sigma²)
-            x0:   (x_data_hat - x_flow)/(1-t), its denominator never below 1-t_max
+            x0:   (x_data_hat - x_flow)/(1-t), its denominator never below a tenth of 1-t_max
 
-        All are affine in `output`, so classifier-free guidance may be applied before or after. The floor for x0 makes
-        the velocity continuous at t_max and finite at t = 1, and no Euler step to t <= 1 overshoots x_data_hat.
+        All are affine in `output`, so classifier-free guidance may be applied before or after. The floor for x0 keeps
+        the velocity continuous, and finite at t = 1. Short of it an Euler step to t = 1 lands on x_data_hat; no Euler
+        step to t <= 1 overshoots it.
 
         Args:
             output: (B, *dims), the network's prediction at (to_diffusion(x_flow, t), timestep(t)).
@@ -171,7 +174,7 @@ class Alignment:
         return _like(x_gain, x_flow) * x_flow - _like(v_gain, x_flow) * v_pred
 
     def _from_x0(self, x_data_hat: Tensor, x_flow: Tensor, t: Tensor) -> Tensor:
-        remaining = (1 - self._covered(t)).clamp(min=1 - self.t_range[1])
+        remaining = (1 - self._covered(t)).clamp(min=X0_FLOOR * (1 - self.t_range[1]))
         return (x_data_hat - x_flow) / _like(remaining, x_flow)
 
     def _covered(self, t: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import mul
 
 import torch
@@ -77,7 +77,7 @@ class NoiseSchedule:
         """
         _check_steps(steps)
         level = [math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(steps + 1)]
-        betas = [min(1 - after / before, COSINE_MAX_BETA) for before, after in zip(level, level[1:])]
+        betas = [min(1 - after / before, COSINE_MAX_BETA) for before, after in pairwise(level)]
         return cls._from_betas(betas, f"cosine({steps})")
 
     @classmethod
@@ -192,7 +192,7 @@ class NoiseSchedule:
 
     def _check_order(self) -> None:
         times = [1.0, *map(self._flow_time, self.values)]
-        for index, (before, after) in enumerate(zip(times, times[1:])):
+        for index, (before, after) in enumerate(pairwise(times)):
             if not after < before:
                 raise ValueError(
                     f"noise must grow strictly with the timestep: {self.values[index]} at index {index} does not"

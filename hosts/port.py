@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:  # the headless command line reports a wrong workflow before it imports torch
+    from torch import Tensor
 
-from ..alignment import NoiseSchedule
-from ..samplers.parameterization import FlowParameterization
-from ..training.port import Backbone, Progress
+    from ..alignment import NoiseSchedule
+    from ..samplers.parameterization import FlowParameterization
+    from ..training.port import Backbone, Progress
 
 FOLDERS = ("checkpoints", "loras", "datasets", "input", "output", "temp")
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ def _check_times(times: Tensor) -> list[float]:
     if times.ndim != 1 or len(times) < 2:
         raise ValueError(f"times must have shape (N + 1,) with N >= 1, got {tuple(times.shape)}")
     moments = [float(moment) for moment in times.tolist()]
-    gaps = [after - before for before, after in zip(moments, moments[1:])]
+    gaps = [after - before for before, after in pairwise(moments)]
     if not all(map(math.isfinite, moments)):
         raise ValueError(f"times must be finite, got {moments}")
     if not (all(gap > 0 for gap in gaps) or all(gap < 0 for gap in gaps)):

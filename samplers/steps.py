@@ -95,24 +95,13 @@ def dopri5(
 
     The whole batch is one state. No velocity is asked for outside the interval.
     """
-    from torchdiffeq import odeint
-
-    def finite_field(t: Tensor, state: Tensor) -> Tensor:
-        velocity = field(state, t)
-        if not velocity.isfinite().all():  # the step control waits for the device anyway
-            raise NonFiniteStateError(step.index, step.steps, float(t))
-        return velocity
-
-    times = torch.stack([step.t, step.t_next])
-    options = {
-        "dtype": time_dtype(x.device),
-        "first_step": 2 * abs(step.h),
-        "step_t": times[1:],
-        "max_num_steps": MAX_ADAPTIVE_STEPS,
-    }
+    if not x.isfinite().all():  # the step control waits for the device anyway
+        raise NonFiniteStateError(step.index - 1, step.steps, float(step.t))
     try:
-        x_next = odeint(finite_field, x, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+        x_next = _solve_adaptively(field, x, step, rtol, atol)
     except AssertionError as error:
+        if str(error).startswith("non-finite values in state"):
+            raise NonFiniteStateError(step.index, step.steps, float(step.t_next)) from error
         if not str(error).startswith(("underflow in dt", "max_num_steps")):
             raise
         raise RuntimeError(
@@ -121,6 +110,25 @@ def dopri5(
         ) from error
     slope = (x_next - x) / step.h
     return slope, slope
+
+
+def _solve_adaptively(field: Field, x: Tensor, step: Step, rtol: float, atol: float) -> Tensor:
+    from torchdiffeq import odeint
+
+    def finite_field(t: Tensor, state: Tensor) -> Tensor:
+        velocity = field(state, t)
+        if not velocity.isfinite().all():
+            raise NonFiniteStateError(step.index, step.steps, float(t))
+        return velocity
+
+    times = torch.stack([step.t, step.t_next])
+    options = {
+        "dtype": time_dtype(x.device),
+        "first_step": 2 * abs(step.h),  # cut to the interval by step_t
+        "step_t": times[1:],
+        "max_num_steps": MAX_ADAPTIVE_STEPS,
+    }
+    return odeint(finite_field, x, times, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
 
 
 SOLVERS: dict[str, StepFunction] = {

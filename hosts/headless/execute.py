@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from .classes import INSTALL
 from .graph import Classes, declared, links
 from .workflow import Node, Workflow, as_prompt
 
@@ -65,4 +66,6 @@ def _hidden(kind: Any, node: Node, prompt: Mapping[str, Any]) -> Any:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, ImportError):
+        return f"{text}; {INSTALL}"
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .values import checked, spec_of
@@ -18,11 +18,14 @@ _FILES = {"ckpt_name": "checkpoints", "lora_name": "loras", "image": "input"}
 """Inputs that name a file, and the kind of folder it lies in."""
 
 
-def plan(workflow: Workflow, classes: Classes, folders: Mapping[str, str]) -> list[str]:
+def plan(
+    workflow: Workflow, classes: Classes, folders: Mapping[str, str], changed: Iterable[tuple[str, str]] = ()
+) -> list[str]:
     """Ids of the nodes that the output nodes need, each after those it takes from; values are converted in place.
 
     Args:
         folders: where each kind of file lies, for messages.
+        changed: (node id, input) set on the command line; inputs that the node does not have are errors there.
 
     Raises:
         WorkflowError: every problem found, one line each.
@@ -30,6 +33,7 @@ def plan(workflow: Workflow, classes: Classes, folders: Mapping[str, str]) -> li
     problems = [line for node in workflow.values() for line in _class_problems(node, classes)]
     if problems:
         raise WorkflowError(*problems)
+    problems = [line for key, name in changed for line in _unknown_input(workflow[key], name, classes)]
     outputs = [node.id for node in workflow.values() if getattr(classes[node.class_type], "OUTPUT_NODE", False)]
     if not outputs:
         raise WorkflowError("the workflow has no output node (e.g. SaveImage), so there is nothing to run; add one")
@@ -63,6 +67,14 @@ def _class_problems(node: Node, classes: Classes) -> list[str]:
         f"{node.label}: there is no node class {node.class_type!r} here; closest:"
         f" {closest(node.class_type, classes)} ('python -m diff2flow_nodes nodes' lists all)"
     ]
+
+
+def _unknown_input(node: Node, name: str, classes: Classes) -> list[str]:
+    required, optional, _ = declared(classes[node.class_type])
+    known = [*required, *optional]
+    if name in known:
+        return []
+    return [f"--set {node.id}.{name}: {node.label} has no input {name!r}; closest: {closest(name, known)} (it has {', '.join(known)})"]
 
 
 def _ordered(workflow: Workflow, outputs: list[str]) -> list[str]:
@@ -104,7 +116,7 @@ def _node_problems(workflow: Workflow, node: Node, classes: Classes, folders: Ma
         if problem:
             failed = True
             yield f"input {name}: {problem}{_where(name, folders) if not isinstance(node.inputs[name], list) else ''}"
-    for name in node.inputs.keys() - (required | optional).keys():
+    for name in sorted(node.inputs.keys() - (required | optional).keys()):
         logger.warning("%s has no input %r: ignored (it has %s)", node.label, name, ", ".join(required | optional))
     if not failed:
         yield from own_check.problems(node, received)

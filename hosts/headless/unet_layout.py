@@ -56,6 +56,7 @@ class UnetLayout:
     Attributes:
         family: "SD1" or "SD2", by the width of the text context.
         config: arguments of diffusers' UNet2DConditionModel.
+        parameters: the names of the weights, as given.
         blocks: LDM module prefix -> diffusers module prefix ("input_blocks.1.0" -> "down_blocks.0.resnets.0").
 
     Raises:
@@ -64,6 +65,7 @@ class UnetLayout:
 
     def __init__(self, weights: Mapping[str, Tensor], where: str) -> None:
         self._weights, self._where = weights, where
+        self.parameters = tuple(weights)
         self.blocks = dict(_FIXED)
         self.levels = self._down()
         self._up()

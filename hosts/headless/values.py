@@ -95,6 +95,8 @@ def _choice(choices: Any, value: Any) -> Any:
         return value
     if not choices:
         raise ValueError(f"is {value!r}, but there is nothing to choose from")
+    near = closest(str(value), choices)
     if len(choices) <= _MANY:
-        raise ValueError(f"is {value!r}, but must be one of {', '.join(repr(c) for c in choices)}")
-    raise ValueError(f"is {value!r}, which is not among the {len(choices)} choices; closest: {closest(str(value), choices)}")
+        listed = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"is {value!r}, but must be one of {listed}" + (f"; closest: {near}" if near != listed else ""))
+    raise ValueError(f"is {value!r}, which is not among the {len(choices)} choices; closest: {near}")

@@ -58,15 +58,18 @@ def read_workflow(path: Path) -> Workflow:
     return {key: _node(key, entry) for key, entry in graph.items()}
 
 
-def override(workflow: Workflow, settings: Iterable[str]) -> None:
-    """Applies NODE.INPUT=VALUE settings in place; the input itself is checked later, with the node's other inputs.
+def override(workflow: Workflow, settings: Iterable[str]) -> list[tuple[str, str]]:
+    """Applies NODE.INPUT=VALUE settings in place; whether the node has such an input is checked by `graph.plan`.
 
     NODE is an id, else a title, else a class that only one node has. VALUE is JSON if it parses, else a string.
+
+    Returns:
+        (node id, input) of each setting.
 
     Raises:
         WorkflowError: a setting of another form, or a node that there is not, or not only once; all of them at once.
     """
-    problems = []
+    problems, changed = [], []
     for setting in settings:
         target, equals, text = setting.partition("=")
         name, dot, entry = target.rpartition(".")
@@ -76,10 +79,12 @@ def override(workflow: Workflow, settings: Iterable[str]) -> None:
         found = _targets(workflow, name)
         if len(found) == 1:
             found[0].inputs[entry] = _value(text)
+            changed.append((found[0].id, entry))
         else:
             problems.append(_target_problem(workflow, setting, name, found))
     if problems:
         raise WorkflowError(*problems)
+    return changed
 
 
 def as_prompt(workflow: Mapping[str, Node]) -> dict[str, Any]:

@@ -1,0 +1,8 @@
+"""python -m diff2flow_nodes: see --help."""
+
+import sys
+
+from .hosts.headless.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Checkpoints with seeded random weights, made in seconds: for tests of both hosts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files import written_whole
+from . import ldm_layout, text_weights
+from .tiny_taesd import LATENT_SCALE, block_mean_autoencoder
+from .tiny_unet import fit_last_layer, random_unet, unet_config
+
+_V_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+_V_SPREAD = 0.2
+"""ComfyUI takes a full SD2 network for v prediction where this bias spreads wider than 0.09."""
+
+
+def build_random(
+    path: Path,
+    levels: int = 1,
+    blocks: int = 1,
+    family: str = "SD1",
+    prediction: str = "eps",
+    in_channels: int = 4,
+    seed: int = 0,
+    text_layers: int | None = None,
+) -> Path:
+    """Writes a single-file checkpoint of random weights, float16; its samples are blurred colours, neither grey nor clipped.
+
+    Args:
+        path: the .safetensors file; written whole or not at all.
+        levels, blocks, family, in_channels: of the UNet, see `unet_config`; 1, 1, SD1 and 4 make 26 M parameters.
+        prediction: "eps" or "v"; "v" adds the marker `v_pred`, which ComfyUI heeds in full SDXL files only.
+        text_layers: of the text encoder; None: all (SD1: 12, 250 MB; SD2: 24, 700 MB), which ComfyUI wants.
+
+    Raises:
+        ValueError: unknown family or prediction, or levels out of range.
+    """
+    from safetensors.torch import save_file
+
+    if prediction not in ("eps", "v"):
+        raise ValueError(f"prediction {prediction!r} is neither 'eps' nor 'v'")
+    unet = random_unet(unet_config(levels, blocks, family, in_channels), seed)
+    fit_last_layer(unet, prediction, seed)
+    weights = ldm_layout.unet_to_ldm(unet.state_dict(), blocks)
+    if prediction == "v" and _V_BIAS in weights:
+        weights[_V_BIAS].normal_(0.0, _V_SPREAD, generator=torch.Generator().manual_seed(seed))
+    state = ldm_layout.checkpoint(_half(weights), _random_vae(seed), _random_text(family, seed, text_layers))
+    if prediction == "v":
+        state["v_pred"] = torch.zeros(0)
+    with written_whole(Path(path)) as temporary:
+        save_file(state, str(temporary), metadata={"diff2flow.tiny_prior": f"random seed {seed}"})
+    return Path(path)
+
+
+def _random_text(family: str, seed: int, layers: int | None) -> dict[str, Tensor]:
+    make = text_weights.clip_l if family == "SD1" else text_weights.open_clip_h
+    return make(seed) if layers is None else make(seed, layers)
+
+
+def _random_vae(seed: int) -> dict[str, Tensor]:
+    module = block_mean_autoencoder(seed)
+    return ldm_layout.taesd_to_comfy(module.state_dict(), torch.tensor(LATENT_SCALE), torch.tensor(0.0))
+
+
+def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.half() for key, value in state.items()}

@@ -1,0 +1,107 @@
+"""Slim UNets in the mould of SD1 and SD2: 320 channels, any number of levels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..alignment import NoiseSchedule
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+CONTEXT_WIDTH = {"SD1": 768, "SD2": 1024}
+_MULTIPLES = (1, 2, 4, 4)
+_RIDGE = 1e-3
+_OFF_CENTRE = 0.1
+
+
+def unet_config(levels: int = 1, blocks: int = 1, family: str = "SD1", in_channels: int = 4) -> dict[str, Any]:
+    """Arguments of diffusers' UNet2DConditionModel for a UNet that ComfyUI takes for the family's.
+
+    Args:
+        levels: 1 to 4 resolutions; more than one: the last has no attention, as in the real networks.
+        blocks: resnets a level.
+        family: "SD1" or "SD2".
+        in_channels: 4, or 9 for inpainting.
+
+    Raises:
+        ValueError: another family, or levels out of range.
+    """
+    if family not in CONTEXT_WIDTH:
+        raise ValueError(f"family {family!r} is none of {', '.join(CONTEXT_WIDTH)}")
+    if not 1 <= levels <= len(_MULTIPLES):
+        raise ValueError(f"levels must be 1 to {len(_MULTIPLES)}, not {levels}")
+    attended = [level < levels - 1 or levels == 1 for level in range(levels)]
+    channels = tuple(320 * multiple for multiple in _MULTIPLES[:levels])
+    return {
+        "in_channels": in_channels,
+        "block_out_channels": channels,
+        "layers_per_block": blocks,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
+        "attention_head_dim": 8 if family == "SD1" else tuple(width // 64 for width in channels),
+        "cross_attention_dim": CONTEXT_WIDTH[family],
+        "use_linear_projection": family == "SD2",
+    }
+
+
+def random_unet(config: dict[str, Any], seed: int) -> UNet2DConditionModel:
+    """A diffusers UNet with its library's initialisation, seeded."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(**config)
+
+
+@torch.no_grad()
+def fit_last_layer(unet: UNet2DConditionModel, prediction: str, seed: int, samples: int = 48) -> None:
+    """Fits the last convolution by ridge regression, so that a random network denoises a little and samples stay bounded.
+
+    Args:
+        prediction: "eps" or "v".
+        samples: images of smooth noise that it is fitted on.
+    """
+    random = torch.Generator().manual_seed(seed)
+    inputs, target, weight = _task(unet.config, prediction, samples, random)
+    off_centre = torch.ones(3, 3).index_put((torch.tensor(1), torch.tensor(1)), torch.tensor(0.0)).bool()
+    unet.conv_in.weight[..., off_centre] *= _OFF_CENTRE
+    features: list[Tensor] = []
+    hook = unet.conv_out.register_forward_pre_hook(lambda _, arguments: features.append(arguments[0]))
+    try:
+        unet(*inputs)
+    finally:
+        hook.remove()
+    x = features[0].movedim(1, -1).flatten(0, -2).double()
+    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+    y = target.movedim(1, -1).flatten(0, -2).double()
+    weighted = x * weight.double().repeat_interleave(target[0, 0].numel())[:, None]
+    gram = weighted.T @ x + _RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    solution = torch.linalg.solve(gram, weighted.T @ y).float()
+    unet.conv_out.weight.normal_(0.0, 1e-3, generator=random)
+    unet.conv_out.weight[:, :, 1, 1] += solution[:-1].T
+    unet.conv_out.bias[:] = solution[-1]
+
+
+def _task(
+    config: Any, prediction: str, samples: int, random: torch.Generator
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """(x_diff, tau, context), what the network should predict there, and how much each sample counts.
+
+    An error in eps moves a sample by sigma/alpha times as much, so the noisy ones count more.
+    """
+    coarse = torch.randn(samples, 4, 3, 3, generator=random)
+    x_data = torch.nn.functional.interpolate(coarse, size=(8, 8), mode="bicubic", align_corners=True)
+    eps = torch.randn(x_data.shape, generator=random)
+    tau = torch.randint(0, 1000, (samples,), generator=random)
+    signal = torch.as_tensor(NoiseSchedule.scaled_linear().alphas_cumprod)[tau].float().reshape(-1, 1, 1, 1)
+    alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
+    x_diff = alpha * x_data + sigma * eps
+    beside = torch.randn(samples, config.in_channels - 4, 8, 8, generator=random)
+    context = torch.randn(samples, 77, config.cross_attention_dim, generator=random)
+    target = eps if prediction == "eps" else alpha * eps - sigma * x_data
+    weight = 1.0 + (sigma / alpha).flatten()
+    return (torch.cat([x_diff, beside], dim=1), tau, context), target, weight

@@ -1,0 +1,56 @@
+"""A model made ready for gradients: the port's Backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .model import LATENT_SCALE, Model, run_unet
+
+
+class HeadlessBackbone:
+    """The port's Backbone (`training.port`) around a twin of the UNet with the model's patches merged in.
+
+    Inputs are cast to the weights' dtype; adapters in float32 beside half-precision weights cast for themselves
+    (unmeasured here: there was no GPU).
+    """
+
+    def __init__(self, model: Model) -> None:
+        facts = model.facts
+        self._base = model.base
+        self.module: nn.Module = model.base.weights.trainable(model.patches)
+        self.family, self.prediction, self.schedule = facts.family, facts.prediction, facts.schedule
+        self.device, self.dtype = model.base.device, model.base.dtype
+        self.base_name = model.base.name
+
+    @property
+    def base_hash(self) -> str:
+        """SHA-256 of the checkpoint file, computed when first asked for."""
+        return self._base.hash
+
+    def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        x_diff, tau, context = (v.to(self.device) for v in (x_diff, tau, conditioning["context"]))
+        return run_unet(self.module, self.dtype, x_diff, tau, context)
+
+    def conditioning(self, context: Tensor, pooled: Tensor | None, height: int, width: int) -> dict[str, Tensor]:
+        return {"context": context}
+
+    def scale_latent(self, latent: Tensor) -> Tensor:
+        return latent * LATENT_SCALE
+
+    def unscale_latent(self, x_data: Tensor) -> Tensor:
+        return x_data / LATENT_SCALE
+
+    def layer_names(self) -> Mapping[str, str]:
+        """diffusers' names are the module's own."""
+        return {name: name for name, module in self._base.weights.module.named_modules() if hasattr(module, "weight")}
+
+
+@contextmanager
+def training(model: Model) -> Iterator[HeadlessBackbone]:
+    """Gradients on, for a network that is a twin of the model's: the model itself cannot be changed by training."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield HeadlessBackbone(model)

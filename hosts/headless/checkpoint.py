@@ -1,0 +1,120 @@
+"""Single-file checkpoints: reads SD1.x and SD2.x files and builds their networks. diffusers and transformers inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...alignment import NoiseSchedule
+from ..port import HostError
+from .autoencoder import Autoencoder, read_autoencoder
+from .model import Base, Model
+from .text import TextEncoder, read_text_encoder
+from .unet_layout import PREFIX, UnetLayout, family_of_keys
+from .weights import Weights
+
+_HALF = (torch.float16, torch.bfloat16)
+_V_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+_V_SPREAD = 0.09
+"""SD2 networks of v prediction have this bias spread wider: what ComfyUI tells them by."""
+
+
+def load_checkpoint(path: Path, name: str, device: torch.device) -> tuple[Model, TextEncoder | None, Autoencoder | None]:
+    """MODEL, CLIP, VAE of a checkpoint; CLIP or VAE is None where the file has none.
+
+    Weights are float32 on the CPU; elsewhere the UNet keeps the file's half precision (the latter is unmeasured).
+
+    Raises:
+        HostError: the file cannot be read, or holds no SD1.x or SD2.x checkpoint; names the file and what it is.
+    """
+    state = read_weights(path, name)
+    unet = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    if "input_blocks.0.0.weight" not in unet:
+        raise HostError(f"'{name}' is {family_of_keys(state)}: headless runs SD1.x and SD2.x checkpoints in a single file")
+    layout = UnetLayout(unet, name)
+    base = Base(
+        weights=Weights(_build_unet(unet, layout, name, device)),
+        layout=layout,
+        prediction=_prediction(unet, state, layout),
+        schedule=_schedule(state),
+        path=path,
+        name=name,
+        device=device,
+    )
+    return Model(base), read_text_encoder(state, layout.family, name, device), read_autoencoder(state, name, device)
+
+
+def read_weights(path: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .ckpt/.pt that holds nothing but tensors; nothing is unpickled.
+
+    Raises:
+        HostError: the file is truncated, of another format, or wants to run code.
+    """
+    reader = _read_safetensors if path.suffix.lower() in (".safetensors", ".sft") else _read_torch
+    try:
+        return reader(path)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise HostError(
+            f"the file '{name}' ({path.stat().st_size} bytes) cannot be read: it is truncated or of another format"
+            f" ({reason}); copy it again, or convert it to .safetensors"
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path, device="cpu")
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state)
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _build_unet(unet: Mapping[str, Tensor], layout: UnetLayout, name: str, device: torch.device) -> nn.Module:
+    """The UNet on its device, in float32 on the CPU, elsewhere in the file's half precision if it has that."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        module = UNet2DConditionModel(**layout.config)
+    renamed = {layout.to_diffusers(key): value for key, value in unet.items()}
+    kept = unet["input_blocks.0.0.weight"].dtype if device.type != "cpu" else torch.float32
+    return fill(module, renamed, name, "UNet").to(device, kept if kept in _HALF else torch.float32)
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], name: str, what: str) -> nn.Module:
+    """The meta-device module with the file's weights in it, float32, frozen and in evaluation mode.
+
+    Raises:
+        HostError: weights are missing, or have another shape than their neighbours imply.
+    """
+    wanted = module.state_dict()
+    missing = [key for key in wanted if key not in state]
+    if missing:
+        raise HostError(f"'{name}' lacks {len(missing)} weights of its {what} (e.g. '{missing[0]}'): the file is incomplete; copy it again")
+    wrong = [key for key in wanted if state[key].shape != wanted[key].shape]
+    if wrong:
+        shapes = f"{tuple(state[wrong[0]].shape)}, not {tuple(wanted[wrong[0]].shape)}"
+        raise HostError(f"'{name}': the {what}'s weight '{wrong[0]}' is {shapes}; the file is damaged or of a variant that headless does not run")
+    module.load_state_dict({key: state[key].float() for key in wanted}, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def _prediction(unet: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: UnetLayout) -> str:
+    """ "v" for a file with the marker `v_pred` and for SD2 networks whose biases say so, else "eps"."""
+    if "v_pred" in state or f"{PREFIX}v_pred" in state:
+        return "v"
+    bias = unet.get(_V_BIAS)
+    if layout.family == "SD2" and layout.config["in_channels"] == 4 and bias is not None:
+        return "v" if float(bias.float().std(unbiased=False)) > _V_SPREAD else "eps"
+    return "eps"
+
+
+def _schedule(state: Mapping[str, Tensor]) -> NoiseSchedule:
+    schedule = NoiseSchedule.scaled_linear()
+    return schedule.zero_terminal_snr() if "ztsnr" in state or f"{PREFIX}ztsnr" in state else schedule

@@ -1,0 +1,148 @@
+"""The command line: python -m diff2flow_nodes run workflow_api.json."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from .. import use
+from ..port import FOLDERS, HostError
+from .classes import NodeClasses
+from .execute import NodeFailure, execute
+from .graph import plan
+from .host import HeadlessHost
+from .workflow import WorkflowError, override, read_workflow
+from .written import announce
+
+DONE, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+_EPILOG = """exit codes:
+  0    done
+  1    a node failed while running
+  2    the command, the workflow or one of its files is wrong; nothing has run if it was found before the first node
+  130  interrupted by Ctrl-C (143: by SIGTERM); what nodes saved until then is kept
+
+The path of every file written goes to stdout, one a line; progress and errors go to stderr.
+"""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it before it takes the machine away: treated like Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
+    )
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything comes from the files given
+    try:
+        return options.command(options)
+    except _Terminated:
+        return _complain("terminated; what was saved until then is kept", TERMINATED)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what was saved until then is kept", INTERRUPTED)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; `command` in its result is the function to call with the options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m diff2flow_nodes", description="Diff2Flow nodes without ComfyUI: runs API-format workflows headless."
+    )
+    parser.add_argument("--version", action="version", version=f"diff2flow_nodes {_version()}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="run an API-format workflow",
+        description="Runs a workflow that ComfyUI exported with 'Workflow > Export (API)'.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("workflow", type=Path, help="the API-format .json file")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="changes an input; NODE is an id, a title, or a class that one node has; VALUE is JSON or else text; repeatable",
+    )
+    _add_common(run)
+    run.set_defaults(command=_run)
+    nodes = commands.add_parser("nodes", help="list the node classes that workflows may use")
+    _add_common(nodes)
+    nodes.set_defaults(command=_nodes)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="holds checkpoints, loras and datasets (models)")
+    parser.add_argument("--input", type=Path, default=Path("input"), metavar="DIR", help="images to read (input)")
+    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where images are saved (output)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, … (cpu)")
+    parser.add_argument("--verbose", action="store_true", help="tell of each node on stderr, and show tracebacks")
+
+
+def _run(options: argparse.Namespace) -> int:
+    host = _host(options)
+    classes = NodeClasses()
+    try:
+        workflow = read_workflow(options.workflow)
+        changed = override(workflow, options.set)
+        order = plan(workflow, classes, {kind: str(host.directory(kind)) for kind in FOLDERS}, changed)
+    except WorkflowError as error:
+        return _complain("\n".join(error.problems), WRONG)
+    signal.signal(signal.SIGTERM, _terminate)
+    announce(_print_path, options.models, options.output)
+    try:
+        host.device
+        execute(workflow, order, classes)
+    except NodeFailure as failure:
+        return _failed(failure, options.verbose)
+    except HostError as error:
+        return _complain(str(error), WRONG)
+    return DONE
+
+
+def _nodes(options: argparse.Namespace) -> int:
+    _host(options)
+    print("\n".join(sorted(NodeClasses())))
+    return DONE
+
+
+def _host(options: argparse.Namespace) -> HeadlessHost:
+    host = HeadlessHost(options.models, options.input, options.output, options.device)
+    use(host)
+    return host
+
+
+def _failed(failure: NodeFailure, verbose: bool) -> int:
+    if verbose:
+        logging.getLogger(__name__).info("traceback of the failure", exc_info=failure.cause)
+    return _complain(str(failure), WRONG if isinstance(failure.cause, HostError) else FAILED)
+
+
+def _complain(text: str, code: int) -> int:
+    for line in text.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _print_path(path: Path) -> None:
+    print(path, flush=True)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _version() -> str:
+    from ... import __version__
+
+    return __version__

@@ -1,0 +1,140 @@
+"""The port (`hosts.port.Host`) answered without ComfyUI. torch and diffusers are imported when first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..port import HostError
+from .folders import Folders
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ...samplers.parameterization import FlowParameterization
+    from ...training.port import Backbone, Progress
+    from ..port import ModelFacts
+
+
+class HeadlessHost:
+    """Runs on diffusers and transformers, with ComfyUI's folder layout.
+
+    Args:
+        models: holds checkpoints, loras and datasets.
+        input: images to read.
+        output: images to write; previews go to its subfolder temp.
+        device: torch's name of a device, "cpu" or "cuda".
+    """
+
+    name = "headless"
+
+    def __init__(self, models: Path, input: Path, output: Path, device: str = "cpu") -> None:
+        self._folders = Folders(Path(models), Path(input), Path(output))
+        self._device_name = device
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device; HostError if there is none of that name."""
+        import torch
+
+        try:
+            device = torch.device(self._device_name)
+            torch.empty(0, device=device)
+            return device
+        except (RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise HostError(f"the device {self._device_name!r} cannot be used ({reason}); give --device cpu") from error
+
+    def names(self, kind: str) -> list[str]:
+        return self._folders.names(kind)
+
+    def path(self, kind: str, name: str) -> Path:
+        return self._folders.path(kind, name)
+
+    def folder(self, kind: str) -> Path:
+        return self._folders.folder(kind)
+
+    def directory(self, kind: str) -> Path:
+        """The folder of a kind, whether it exists or not."""
+        return self._folders.directory(kind)
+
+    def load_checkpoint(self, name: str) -> tuple[Any, Any, Any]:
+        from .checkpoint import load_checkpoint
+
+        return load_checkpoint(self.path("checkpoints", name), name, self.device)
+
+    def apply_lora(
+        self, model: Any, clip: Any, state: Mapping[str, Tensor], strength: float, metadata: Mapping[str, str] | None
+    ) -> tuple[Any, Any]:
+        from .lora import apply_lora
+
+        return apply_lora(model, clip, state, (strength, strength), metadata)
+
+    def facts(self, model: Any) -> ModelFacts:
+        return model.facts
+
+    def as_flow(self, model: Any, flow: FlowParameterization) -> Any:
+        return model.as_flow(flow)
+
+    def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
+        from .sampling import Sampler
+
+        return Sampler(function, dict(options))
+
+    def solver(self, solver: str, rtol: float, atol: float) -> Any:
+        from .sampling import Sampler, solve
+
+        return Sampler(solve, {"solver": solver, "rtol": rtol, "atol": atol})
+
+    def sample(
+        self,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: Mapping[str, Any],
+        seed: int,
+        sampler: Any,
+        sigmas: Tensor,
+        cfg: float,
+    ) -> dict[str, Any]:
+        from .sampling import sample, seeded_noise
+
+        noise = seeded_noise(latent["samples"], seed)
+        return sample(model, positive, negative, latent, noise, sampler, sigmas, cfg)[0]
+
+    def encode_text(self, clip: Any, text: str) -> Any:
+        return _present(clip, "text encoder").encode(text)
+
+    def encode_image(self, vae: Any, image: Tensor) -> Tensor:
+        return _present(vae, "autoencoder").encode(image)
+
+    def decode_image(self, vae: Any, latent: Tensor) -> Tensor:
+        """IMAGE (B, H, W, 3) of latents in the autoencoder's own scale."""
+        return _present(vae, "autoencoder").decode(latent)
+
+    def fingerprint(self, thing: Any) -> str:
+        from ..fingerprint import digest
+
+        weights = thing.base.weights if hasattr(thing, "base") else getattr(thing, "weights", None)
+        patches = {f"{i}:{name}": t for i, p in enumerate(getattr(thing, "patches", ())) for name, t in p.tensors().items()}
+        return digest((weights.module if weights else thing.module).state_dict(), patches)
+
+    def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:
+        from .backbone import training
+
+        return training(model)
+
+    def progress(self, total: int, title: str) -> Progress:
+        from .progress import TqdmProgress
+
+        return TqdmProgress(total, title)
+
+
+def _present(thing: Any, what: str) -> Any:
+    if thing is None:
+        raise HostError(f"the checkpoint has no {what}; choose a full checkpoint")
+    return thing

@@ -1,0 +1,140 @@
+"""Sampling: the SAMPLER socket, and LATENT from noise in ComfyUI's conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...samplers.denoiser import sample_flow, sample_sigma_k
+from ..port import HostError
+from .guidance import Denoiser, repeated
+from .model import LATENT_SCALE, Model
+from .noise_levels import is_start, levels_of
+from .progress import TqdmProgress
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The SAMPLER socket: a k-diffusion style function and its options."""
+
+    function: Callable[..., Tensor]
+    options: Mapping[str, Any]
+
+
+def euler(
+    denoiser: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+) -> Tensor:
+    """Euler steps in sigma: x += (x - x_data_hat)/sigma · (next sigma - sigma). Arguments as in `sample_flow`."""
+    for i in range(len(sigmas) - 1):
+        sigma = sigmas[i]
+        denoised = denoiser(x, sigma.expand(len(x)), **(extra_args or {}))
+        if callback is not None:
+            callback({"i": i, "x": x, "denoised": denoised, "sigma": sigma, "sigma_hat": sigma})
+        x = x + (x - denoised) / sigma * (sigmas[i + 1] - sigma)
+    return x
+
+
+def solve(
+    denoiser: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    solver: str = "euler",
+    rtol: float = 1e-3,
+    atol: float = 1e-4,
+) -> Tensor:
+    """`samplers.integrate` in flow time, whatever sigma means to the model. Arguments as in `sample_flow`."""
+    walk = sample_flow if denoiser.levels.flow else sample_sigma_k
+    return walk(denoiser, x, sigmas, extra_args, callback, disable, solver=solver, rtol=rtol, atol=atol)
+
+
+def seeded_noise(latent: Tensor, seed: int) -> Tensor:
+    """Noise of the latents' shape, drawn in one go on the CPU as ComfyUI draws it."""
+    return torch.randn(latent.shape, dtype=torch.float32, generator=torch.manual_seed(seed), device="cpu")
+
+
+@torch.no_grad()
+def sample(
+    model: Model,
+    positive: Any,
+    negative: Any,
+    latent: Mapping[str, Any],
+    noise: Tensor,
+    sampler: Sampler,
+    sigmas: Tensor,
+    cfg: float,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """LATENT sampled around latent["samples"], and the last x_data_hat as a LATENT.
+
+    Args:
+        noise: x_noise, of the latents' shape.
+        sigmas: decreasing (steps + 1,), in the model's own unit; empty leaves the latent as it is.
+
+    Raises:
+        HostError: the latent does not fit the model, or sampling ends in values that are not finite.
+    """
+    samples = _fitting(model, latent["samples"])
+    if len(sigmas) == 0:
+        return dict(latent), dict(latent)
+    device = model.base.device
+    image = samples.to(device, torch.float32) * LATENT_SCALE
+    noise, sigmas = noise.to(device), sigmas.to(device)
+    mask = _mask(latent.get("noise_mask"), image)
+    levels = levels_of(model)
+    denoiser = Denoiser(model, levels, positive, negative, cfg, noise, image, mask)
+    x = levels.noisy(sigmas[0], noise, image, at_start=is_start(levels, sigmas[0]))
+    x, last = _walk(sampler, denoiser, x, sigmas)
+    x = levels.finished(sigmas[-1], x)
+    _require_finite(x, sigmas)
+    return tuple({**latent, "samples": (y / LATENT_SCALE).cpu()} for y in (x, x if last is None else last))  # type: ignore[return-value]
+
+
+def _walk(sampler: Sampler, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The end of the path, and the last x_data_hat; with a progress bar."""
+    progress, seen = TqdmProgress(len(sigmas) - 1, "sampling"), {}
+
+    def step(state: dict[str, Any]) -> None:
+        seen["denoised"] = state["denoised"]
+        progress.update(state["i"] + 1)
+
+    try:
+        end = sampler.function(denoiser, x, sigmas, extra_args={}, callback=step, disable=True, **sampler.options)
+    finally:
+        progress.close()
+    return end, seen.get("denoised")
+
+
+def _fitting(model: Model, samples: Tensor) -> Tensor:
+    channels = model.base.layout.config["out_channels"]
+    if samples.ndim != 4 or samples.shape[1] != channels:
+        family = model.base.layout.family
+        raise HostError(f"the latent has shape {tuple(samples.shape)}; {family} takes (B, {channels}, height/8, width/8)")
+    return samples
+
+
+def _mask(mask: Tensor | None, image: Tensor) -> Tensor | None:
+    """The latent's noise_mask, resized to (B, C, h, w)."""
+    if mask is None:
+        return None
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).to(image)
+    mask = nn.functional.interpolate(mask, size=image.shape[-2:], mode="bilinear")
+    return repeated(mask.expand(-1, image.shape[1], -1, -1), len(image))
+
+
+def _require_finite(x: Tensor, sigmas: Tensor) -> None:
+    if not torch.isfinite(x).all():
+        raise HostError(
+            f"sampling in {len(sigmas) - 1} steps ended in values that are NaN or infinite; the model's weights or LoRA are"
+            " damaged, or the prediction type is wrong"
+        )

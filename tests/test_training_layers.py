@@ -1,0 +1,110 @@
+"""Which layers the presets choose, and how many parameters that is on the full-size networks (DESIGN §4)."""
+
+import pytest
+import torch
+
+from diff2flow_nodes.tests.training_fakes import FILE_NAMES, TinyBackbone
+from diff2flow_nodes.training.layers import GROUPS, PRESETS, LoraSettings, choose_layers
+
+SIZES = {
+    ("SD15", "paper-small"): 61.0e6,
+    ("SD21", "paper-small"): 61.5e6,
+    ("SD15", "paper-base"): 214e6,
+    ("SD21", "paper-base"): 207e6,
+}
+
+
+@pytest.fixture(scope="module")
+def unets():
+    diffusers = pytest.importorskip("diffusers")
+    up, down = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3), (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
+    common = {"block_out_channels": (320, 640, 1280, 1280), "down_block_types": down, "up_block_types": up}
+    sd21 = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+    with torch.device("meta"):
+        return {
+            "SD15": diffusers.UNet2DConditionModel(**common, cross_attention_dim=768, attention_head_dim=8),
+            "SD21": diffusers.UNet2DConditionModel(**common, **sd21),
+        }
+
+
+@pytest.mark.parametrize(("network", "preset"), SIZES)
+def test_the_papers_presets_have_the_papers_sizes(unets, network, preset):
+    unet = unets[network]
+    names = {name: name for name, module in unet.named_modules() if hasattr(module, "weight")}
+    size = sum(layer.size for layer in choose_layers(unet, names, PRESETS[preset]))
+    assert size == pytest.approx(SIZES[network, preset], rel=0.005)
+
+
+def test_the_light_preset_is_what_kohya_trains(unets):
+    unet = unets["SD15"]
+    names = {name: name for name, module in unet.named_modules() if hasattr(module, "weight")}
+    layers = choose_layers(unet, names, PRESETS["light"])
+    assert len(layers) == 192  # kohya's networks.lora on SD1.5's UNet
+    assert sum(layer.size for layer in layers) == pytest.approx(6.78e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("group", "chosen"),
+    [
+        ("self_attention", ["inner.q"]),
+        ("cross_attention", ["inner.text"]),
+        ("attention_out", ["inner.text_out"]),
+        ("feed_forward", ["inner.ff"]),
+        ("proj", ["inner.into"]),
+        ("time", ["time"]),
+        ("conv", ["inner.into", "mix"]),
+    ],
+)
+def test_groups(group, chosen):
+    layers = choose_layers(TinyBackbone().module, FILE_NAMES, LoraSettings(groups=(group,)))
+    assert sorted(layer.path for layer in layers) == chosen
+
+
+SGM = {
+    "input_blocks.0.0": None,
+    "time_embed.0": "time",
+    "label_emb.0.2": "time",
+    "input_blocks.1.0.in_layers.2": "conv",
+    "input_blocks.1.0.emb_layers.1": "time",
+    "input_blocks.3.0.op": "conv",
+    "input_blocks.4.0.skip_connection": "conv",
+    "input_blocks.4.1.proj_in": "proj",
+    "input_blocks.4.1.transformer_blocks.0.attn1.to_v": "self_attention",
+    "middle_block.1.transformer_blocks.9.attn2.to_out.0": "attention_out",
+    "output_blocks.2.1.transformer_blocks.0.ff.net.2": "feed_forward",
+    "output_blocks.2.2.conv": "conv",
+    "out.2": None,
+}
+
+
+@pytest.mark.parametrize("name", SGM)
+def test_groups_of_sdxls_names(name):
+    group = SGM[name]
+    layer = torch.nn.Conv2d(4, 4, 3) if group in (None, "conv") else torch.nn.Linear(4, 4)
+    network = torch.nn.ModuleDict({"layer": layer})
+
+    def chosen(groups):
+        settings = LoraSettings(groups=groups, ends_in_full=True)
+        return [layer.rank for layer in choose_layers(network, {"layer": name}, settings)]
+
+    if group is None:
+        assert chosen(("conv",)) == [0]
+        return
+    assert chosen((group,)) == [16]
+    with pytest.raises(ValueError, match="no layer"):
+        chosen(tuple(g for g in GROUPS if g != group))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"groups": ("heads",)}, "heads"),
+        ({"groups": ()}, "nothing to train"),
+        ({"rank": 0}, "rank must be at least 1, not 0"),
+        ({"rank_ratio": 1.5}, "rank_ratio"),
+        ({"alpha": float("nan")}, "alpha"),
+    ],
+)
+def test_bad_settings_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        LoraSettings(**values)

@@ -1,0 +1,156 @@
+"""The training nodes on a small host: from a folder to a LoRA and a picture of the loss."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from diff2flow_nodes import hosts
+from diff2flow_nodes.nodes.training import Diff2FlowImageDataset, Diff2FlowLoraConfig, Diff2FlowTrain
+from diff2flow_nodes.tests.training_fakes import FakeHost, SilentProgress
+from diff2flow_nodes.training.layers import PRESETS
+from diff2flow_nodes.training.lora_file import load_lora
+from diff2flow_nodes.training.plot import loss_plot, running_mean
+
+NODES = [Diff2FlowImageDataset, Diff2FlowLoraConfig, Diff2FlowTrain]
+
+
+@pytest.fixture
+def host(tmp_path):
+    host, before = FakeHost(tmp_path), list(hosts._chosen)
+    hosts.use(host)
+    pictures = host.folder("input") / "ink"
+    pictures.mkdir()
+    for i in range(3):
+        Image.new("RGB", (32, 32), (60 * i, 0, 90)).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text(f"drawing {i}")
+    yield host
+    hosts._chosen[:] = before
+
+
+def _dataset():
+    return Diff2FlowImageDataset().build("ink", "vae", "clip", 32)[0]
+
+
+def _train(dataset, **inputs):
+    [lora] = Diff2FlowLoraConfig().build("light", 16, 16.0)
+    values = {
+        "objective": "diff2flow",
+        "steps": 3,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "seed": 0,
+        "output_name": "ink",
+    }
+    return Diff2FlowTrain().train("model", dataset, lora, **{**values, **inputs})
+
+
+def test_from_a_folder_to_a_lora(host):
+    dataset, summary = Diff2FlowImageDataset().build("ink", "vae", "clip", 32, trigger="inkstyle")
+    assert "3 images of 32×32 px" in summary and len(host.encoded) == 3 + 4
+    model, name, picture = _train(dataset, recommended_steps=9, recommended_cfg=3.5, t_range="full")
+    assert (model, name) == ("model+lora", "ink.safetensors")
+    assert picture.ndim == 4 and picture.shape[0] == 1 and picture.shape[3] == 3 and picture.dtype == torch.float32
+    [(state, strength, metadata)] = host.applied
+    saved, saved_metadata = load_lora(host.folder("loras") / name)
+    assert strength == 1.0 and metadata == saved_metadata
+    assert all(torch.equal(state[key], saved[key]) for key in saved)
+    assert metadata["diff2flow.recommended_steps"] == "9" and metadata["diff2flow.recommended_cfg"] == "3.5"
+    assert metadata["diff2flow.start"] == "noise"
+    assert list((host.folder("datasets") / "ink").glob("latents-*"))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"steps": 0}, "Diff2Flow Train: steps must be at least 1, not 0"),
+        ({"batch_size": 0}, "Diff2Flow Train: batch_size"),
+        ({"learning_rate": -1.0}, "Diff2Flow Train: learning_rate"),
+        ({"output_name": "../x"}, "Diff2Flow Train: output_name: the name '../x' is not allowed"),
+        ({"objective": "flow"}, "Diff2Flow Train: objective must be one of"),
+    ],
+)
+def test_bad_inputs_are_named_before_training(host, inputs, message):
+    dataset = _dataset()
+    with pytest.raises(ValueError) as caught:
+        _train(dataset, **inputs)
+    assert str(caught.value).startswith(message) and host.backbone.batch_sizes == []
+    assert list(host.folder("loras").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("nowhere", "there is no 'nowhere'"), ("../out", "not allowed"), ("", "is empty"), ("ink/0.png", "is a file")],
+)
+def test_bad_folders_are_named(host, folder, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Diff2FlowImageDataset().build(folder, "vae", "clip", 32)
+    assert str(caught.value).startswith("Diff2Flow Image Dataset: folder: ")
+    assert message in str(Diff2FlowImageDataset.VALIDATE_INPUTS(folder))
+
+
+def test_inputs_are_checked_before_anything_runs(host):
+    assert Diff2FlowImageDataset.VALIDATE_INPUTS("ink") is True
+    assert Diff2FlowImageDataset.VALIDATE_INPUTS() is True
+    assert Diff2FlowTrain.VALIDATE_INPUTS("styles/ink") is True
+    assert "output_name" in str(Diff2FlowTrain.VALIDATE_INPUTS("../ink"))
+
+
+def test_an_interruption_goes_through_the_node_with_the_lora_saved(host):
+    dataset = _dataset()
+    host.progress_bar = SilentProgress(2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        _train(dataset, steps=5)
+    assert load_lora(host.folder("loras") / "ink.safetensors")[1]["ss_steps"] == "2"
+
+
+def test_a_change_in_the_folder_is_seen(host):
+    before = Diff2FlowImageDataset.IS_CHANGED("ink")
+    assert Diff2FlowImageDataset.IS_CHANGED("ink", None, None, 64, "", "") == before
+    (host.folder("input") / "ink" / "0.txt").write_text("another caption")
+    assert Diff2FlowImageDataset.IS_CHANGED("ink") != before
+
+
+def test_presets_and_custom():
+    build = Diff2FlowLoraConfig().build
+    assert [build(preset, 3, 1.0)[0] for preset in PRESETS] == list(PRESETS.values())
+    [custom] = build(
+        "custom", 8, 4.0, self_attention=False, feed_forward=False, conv=True, time=True, ends_in_full=True
+    )
+    assert custom.groups == ("cross_attention", "attention_out", "proj", "time", "conv")
+    assert (custom.rank, custom.alpha, custom.ends_in_full) == (8, 4.0, True)
+    with pytest.raises(ValueError, match="Diff2Flow LoRA Config: preset must be one of"):
+        build("large", 8, 8.0)
+    with pytest.raises(ValueError, match="Diff2Flow LoRA Config: rank must be at least 1"):
+        build("custom", 0, 8.0)
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_every_input_is_explained_and_defaults_agree(node):
+    declared = node.INPUT_TYPES()
+    inputs = {**declared["required"], **declared.get("optional", {})}
+    parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters
+    assert list(parameters)[1:] == list(inputs)
+    for name, (_, options) in inputs.items():
+        assert len(options["tooltip"]) > 20, name
+        if name in declared.get("optional", {}):
+            assert options["default"] == parameters[name].default, name
+    assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)
+    assert node.CATEGORY == "Diff2Flow/training" and node.DESCRIPTION
+
+
+def test_the_plot_takes_one_loss_and_many():
+    for losses in ([0.5], [0.0, 0.0], [1.0 / (i + 1) for i in range(300)]):
+        picture = loss_plot(losses, "ink")
+        assert picture.min() >= 0 and picture.max() <= 1 and picture.std() > 0.01
+    assert running_mean([2.0] * 50) == pytest.approx([2.0] * 50)
+
+
+def test_importing_the_nodes_imports_no_heavy_library():
+    heavy = "{'peft', 'matplotlib', 'diffusers', 'transformers', 'safetensors'} & set(sys.modules)"
+    code = f"import sys; import diff2flow_nodes.nodes.training; sys.exit(str({heavy}) if {heavy} else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

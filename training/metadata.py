@@ -1,0 +1,155 @@
+"""What a LoRA file says of itself: modelspec (sai_model_spec 1.0.0), kohya's ss_*, and diff2flow.*."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+
+from ..alignment import Alignment
+from .dataset import LatentDataset
+from .layers import LoraSettings
+from .objective import Objective
+from .port import Backbone
+from .settings import TrainSettings
+
+VERSION = "1"
+"""Of the diff2flow.* keys."""
+
+_ARCHITECTURES = {
+    ("SD1", "eps"): ("stable-diffusion-v1", "sd_v1"),
+    ("SD1", "v"): ("stable-diffusion-v1", "sd_v1"),
+    ("SD2", "eps"): ("stable-diffusion-v2-512", "sd_v2"),
+    ("SD2", "v"): ("stable-diffusion-v2-768-v", "sd_v2_v"),
+    ("SDXL", "eps"): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    ("SDXL", "v"): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+}
+_PREDICTIONS = {"eps": "epsilon", "v": "v", "x0": "x0"}
+_TAGS = 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or interrupted run, for its metadata.
+
+    Args:
+        title: of the LoRA.
+        backbone, dataset, lora, settings: what was trained, on what, and how.
+        steps: really done.
+        trained: number of trained parameters.
+        recommended_steps, recommended_cfg: what the user should sample with.
+        began: when the run began, seconds since 1970.
+    """
+
+    title: str
+    backbone: Backbone
+    dataset: LatentDataset
+    lora: LoraSettings
+    settings: TrainSettings
+    steps: int
+    trained: int
+    recommended_steps: int
+    recommended_cfg: float
+    began: float
+
+
+def lora_metadata(run: Run) -> dict[str, str]:
+    """All metadata of a run's LoRA, as strings."""
+    return {**_modelspec(run), **_kohya(run), **_kohya_dataset(run), **_diff2flow(run)}
+
+
+def _modelspec(run: Run) -> dict[str, str]:
+    architecture, _ = _architecture(run.backbone)
+    item = run.dataset.items[0]
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": run.title,
+        "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{item.width}x{item.height}",
+        "modelspec.prediction_type": _PREDICTIONS[run.backbone.prediction],
+        "modelspec.usage_hint": f"{run.recommended_steps} steps, CFG {run.recommended_cfg:g}",
+    }
+
+
+def _kohya(run: Run) -> dict[str, str]:
+    settings, lora = run.settings, run.lora
+    _, base = _architecture(run.backbone)
+    rank = "Dynamic" if lora.rank_ratio else str(lora.rank)
+    alpha = "Dynamic" if lora.rank_ratio and not lora.alpha else f"{lora.alpha or lora.rank:g}"
+    conv = {"conv_dim": rank, "conv_alpha": alpha} if "conv" in lora.groups else {}
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": alpha,
+        "ss_network_args": json.dumps(conv),
+        "ss_base_model_version": base,
+        "ss_v2": str(run.backbone.family == "SD2"),
+        "ss_output_name": run.title,
+        "ss_sd_model_name": run.backbone.base_name,
+        "ss_new_sd_model_hash": run.backbone.base_hash,
+        "ss_sd_model_hash": run.backbone.base_hash[:10],
+        "ss_learning_rate": str(settings.learning_rate),
+        "ss_unet_lr": str(settings.learning_rate),
+        "ss_text_encoder_lr": "None",
+        "ss_optimizer": f"torch.optim.adamw.AdamW(weight_decay={settings.weight_decay})",
+        "ss_lr_scheduler": "constant_with_warmup" if settings.warmup_steps else "constant",
+        "ss_lr_warmup_steps": str(settings.warmup_steps),
+        "ss_max_grad_norm": str(settings.max_grad_norm),
+        "ss_mixed_precision": settings.precision,
+        "ss_max_train_steps": str(settings.steps),
+        "ss_steps": str(run.steps),
+        "ss_seed": str(settings.seed),
+        "ss_training_started_at": str(run.began),
+        "ss_training_finished_at": str(datetime.now(timezone.utc).timestamp()),
+    }
+
+
+def _kohya_dataset(run: Run) -> dict[str, str]:
+    dataset, size = run.dataset, run.settings.batch_size
+    batches = math.ceil(len(dataset) / size)
+    item = dataset.items[0]
+    return {
+        "ss_num_train_images": str(len(dataset)),
+        "ss_num_reg_images": "0",
+        "ss_num_batches_per_epoch": str(batches),
+        "ss_num_epochs": str(math.ceil(run.steps / batches)),
+        "ss_epoch": str(math.ceil(run.steps / batches)),
+        "ss_batch_size_per_device": str(size),
+        "ss_total_batch_size": str(size),
+        "ss_resolution": str((item.width, item.height)),
+        "ss_dataset_dirs": json.dumps({dataset.name: {"n_repeats": 1, "img_count": len(dataset)}}),
+        "ss_tag_frequency": json.dumps({dataset.name: dict(dataset.caption_counts.most_common(_TAGS))}),
+    }
+
+
+def _diff2flow(run: Run) -> dict[str, str]:
+    schedule = run.backbone.schedule
+    objective = Objective(run.settings.objective, Alignment(schedule, run.backbone.prediction))
+    goal = run.settings.objective
+    first, last = objective.t_span
+    return {
+        "diff2flow.version": VERSION,
+        "diff2flow.objective": goal.name,
+        "diff2flow.weighting": goal.weighting if goal.name == "diff2flow" else "native",
+        "diff2flow.prediction": run.backbone.prediction,
+        "diff2flow.schedule": schedule.describe(),
+        "diff2flow.zero_terminal_snr": str(schedule.is_zero_terminal_snr).lower(),
+        "diff2flow.start": objective.start,
+        "diff2flow.t_range": f"{first:.7g},{last:.7g}",
+        "diff2flow.recommended_steps": str(run.recommended_steps),
+        "diff2flow.recommended_cfg": f"{run.recommended_cfg:g}",
+        "diff2flow.base_family": run.backbone.family,
+        "diff2flow.base_name": run.backbone.base_name,
+        "diff2flow.base_hash": run.backbone.base_hash,
+        "diff2flow.dataset": run.dataset.summary(),
+        "diff2flow.lora": json.dumps(asdict(run.lora)),
+        "diff2flow.trained_parameters": str(run.trained),
+    }
+
+
+def _architecture(backbone: Backbone) -> tuple[str, str]:
+    """modelspec's and kohya's names of the base model."""
+    return _ARCHITECTURES[backbone.family, backbone.prediction]
