@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 CONTEXT_WIDTH = {"SD1": 768, "SD2": 1024}
 _MULTIPLES = (1, 2, 4, 4)
-_RIDGE = 1e-3
+_RIDGE = 0.1
+_BRANCH = 0.3
+_TEXT = 3.0
+_BRANCHES = ("conv2", "proj_out", "ff.net.2", "attn1.to_out.0")
 _OFF_CENTRE = 0.1
 
 
@@ -58,8 +61,10 @@ def random_unet(config: dict[str, Any], seed: int) -> UNet2DConditionModel:
 
 
 @torch.no_grad()
-def fit_last_layer(unet: UNet2DConditionModel, prediction: str, seed: int, samples: int = 48) -> None:
-    """Fits the last convolution by ridge regression, so that a random network denoises a little and samples stay bounded.
+def fit_last_layer(unet: UNet2DConditionModel, prediction: str, seed: int, samples: int = 64) -> None:
+    """Makes a random network denoise a little, so that its samples stay bounded.
+
+    Quiet residual branches, loud text, and a last convolution that is fitted by ridge regression.
 
     Args:
         prediction: "eps" or "v".
@@ -67,6 +72,10 @@ def fit_last_layer(unet: UNet2DConditionModel, prediction: str, seed: int, sampl
     """
     random = torch.Generator().manual_seed(seed)
     inputs, target, weight = _task(unet.config, prediction, samples, random)
+    for name, module in unet.named_modules():
+        if name.endswith((*_BRANCHES, "attn2.to_out.0")):
+            module.weight *= _TEXT if "attn2" in name else _BRANCH
+            module.bias *= _BRANCH
     off_centre = torch.ones(3, 3).index_put((torch.tensor(1), torch.tensor(1)), torch.tensor(0.0)).bool()
     unet.conv_in.weight[..., off_centre] *= _OFF_CENTRE
     features: list[Tensor] = []

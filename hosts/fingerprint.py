@@ -28,5 +28,5 @@ def digest(*groups: Mapping[str, Tensor]) -> str:
 def _sampled(tensor: Tensor) -> bytes:
     flat = tensor.detach().reshape(-1)
     if flat.numel() > _SAMPLES:
-        flat = flat[torch.linspace(0, flat.numel() - 1, _SAMPLES).long().to(flat.device)]
+        flat = flat[torch.arange(_SAMPLES, device=flat.device) * (flat.numel() - 1) // (_SAMPLES - 1)]
     return flat.float().cpu().numpy().tobytes()

@@ -43,7 +43,8 @@ _SOLVER = (
     {
         "default": "euler",
         "tooltip": "How the path is followed. Network evaluations a step: euler 1, ab2 1, midpoint 2, heun 2, rk4 4;"
-        " dopri5 chooses its own steps. euler is right for straightened (reflowed) models.",
+        " dopri5 7 or more, as many as its tolerances ask for: give it 4 to 10 steps. euler is right for straightened"
+        " (reflowed) models.",
     },
 )
 
@@ -237,8 +238,8 @@ class Diff2FlowSigmas:
                     list(SHAPES),
                     {
                         "default": "uniform",
-                        "tooltip": "How the steps are spread over flow time. uniform: evenly; cosine and u_shaped: closer"
-                        " together at both ends.",
+                        "tooltip": "How the steps are spread over flow time. uniform: evenly; cosine: closer together near"
+                        " the noise; u_shaped: closer together at both ends.",
                     },
                 ),
                 "denoise": _DENOISE,

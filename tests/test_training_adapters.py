@@ -91,9 +91,10 @@ def _merge(network, state):
 
 
 def test_keys_and_shapes_are_kohyas():
-    network = TinyBackbone().module
+    network = TinyBackbone().module.to(memory_format=torch.channels_last)
     with adapted(network, choose_layers(network, FILE_NAMES, EVERYTHING), seed=0) as adapters:
         state = adapters.state(torch.float16)
+    assert all(tensor.is_contiguous() for tensor in state.values())  # safetensors takes no other
     conv = "lora_unet_down_blocks_0_resnets_0_conv1"
     linear = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     assert state[f"{conv}.lora_down.weight"].shape == (4, 16, 3, 3)

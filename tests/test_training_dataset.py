@@ -22,7 +22,8 @@ class Counting:
 
     def image(self, image):
         self.images += 1
-        return image.movedim(-1, 1)[:, :, ::8, ::8].repeat(1, 2, 1, 1)[:, :4]
+        latent = image.movedim(-1, 1)[:, :, ::8, ::8].repeat(1, 2, 1, 1)[:, :4]
+        return latent.to(memory_format=torch.channels_last)
 
     def text(self, caption):
         self.texts.append(caption)

@@ -51,7 +51,9 @@ class Adapters:
         for layer in self.layers:
             key = _PREFIX + layer.file_name.replace(".", "_")
             for ending, tensor in self._tensors(layer).items():
-                state[f"{key}.{ending}"] = _finite(tensor.detach().to("cpu", dtype, copy=True), layer, dtype)
+                state[f"{key}.{ending}"] = _finite(
+                    tensor.detach().to("cpu", dtype, copy=True).contiguous(), layer, dtype
+                )
             if layer.rank:
                 state[f"{key}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
         return state

@@ -58,7 +58,8 @@ class ShardStore:
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Keeps tensors that belong together (they go into one shard)."""
         with torch.inference_mode(False):
-            self._pending.update({key: value.detach().cpu().clone() for key, value in tensors.items()})
+            copies = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+            self._pending.update(copies)
         if len(self._pending) >= self._shard_size:
             self.flush()
 

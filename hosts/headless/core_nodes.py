@@ -222,7 +222,7 @@ class BasicScheduler:
         return {"required": {"model": ("MODEL",), "scheduler": (SCHEDULERS,), "steps": _STEPS, "denoise": _DENOISE}}
 
     def build(self, model: Any, scheduler: str, steps: int, denoise: float) -> tuple[Any]:
-        return (_sigmas(model, scheduler, steps, denoise),)
+        return (_sigmas(model, scheduler, steps, denoise)[-(steps + 1) :],)
 
 
 class SamplerCustom:

@@ -19,6 +19,8 @@ _BETA = 0.6
 def sigmas_for(levels: NoiseLevels, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:
     """Sigmas (steps + 1,) float32, ending with 0; empty where denoise is 0.
 
+    ddim_uniform may have one step more, as its stride through the table is a whole number.
+
     Args:
         scheduler: one of SCHEDULERS.
         steps: at least 1.
@@ -26,8 +28,9 @@ def sigmas_for(levels: NoiseLevels, scheduler: str, steps: int, denoise: float =
     """
     if denoise <= 0.0:
         return torch.zeros(0)
-    total = steps if denoise > 0.9999 else int(steps / denoise)
-    return SCHEDULERS[scheduler](levels, total)[-(steps + 1) :]
+    if denoise > 0.9999:
+        return SCHEDULERS[scheduler](levels, steps)
+    return SCHEDULERS[scheduler](levels, int(steps / denoise))[-(steps + 1) :]
 
 
 def _normal(levels: NoiseLevels, steps: int) -> Tensor:

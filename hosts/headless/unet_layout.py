@@ -75,7 +75,7 @@ class UnetLayout:
     def to_diffusers(self, name: str) -> str:
         """diffusers' name of an LDM parameter or module name; itself if it is not part of the UNet."""
         parts = name.split(".")
-        for length in (3, 2):
+        for length in (4, 3, 2):
             block = ".".join(parts[:length])
             if block in self.blocks:
                 return ".".join(filter(None, (self.blocks[block], self._inner(self.blocks[block], parts[length:]))))
