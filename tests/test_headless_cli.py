@@ -73,7 +73,10 @@ def node_errors():
         "not whole": (changed("3", steps=2.5), [sampler, "steps", "2.5"]),
         "not finite": (changed("3", cfg="nan"), [sampler, "cfg", "finite"]),
         "no choice": (changed("3", scheduler="karas"), [sampler, "scheduler", "'karas'", "closest: 'karras'"]),
-        "no such file": (changed("4", ckpt_name="tny.safetensors"), ["node 4", "ckpt_name", "'tny.safetensors'", "'tiny.safetensors'"]),
+        "no such file": (
+            changed("4", ckpt_name="tny.safetensors"),
+            ["node 4", "ckpt_name", "'tny.safetensors'", "'tiny.safetensors'"],
+        ),
         "leads out": (changed("9", filename_prefix="../x"), ["node 9 (SaveImage)", "filename_prefix", "'../x'"]),
         "embedding": (changed("6", text="a embedding:cat"), ["node 6 (CLIPTextEncode)", "text", "embedding:cat"]),
         "circle": (changed("5", width=["3", 0]), ["circle", "node 3", "node 5"]),
@@ -90,7 +93,11 @@ def test_one_line_names_node_input_value_and_way_out(place, capsys, case):
 def test_all_problems_are_listed(place, capsys):
     code, found = lines(place, capsys, changed("3", cfg=500, model=["44", 0], seed="x"))
     assert code == 2
-    assert [word for word in ("cfg", "model", "seed") if any(f"input {word}" in line for line in found)] == ["cfg", "model", "seed"]
+    assert [word for word in ("cfg", "model", "seed") if any(f"input {word}" in line for line in found)] == [
+        "cfg",
+        "model",
+        "seed",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -146,12 +153,13 @@ def test_values_are_converted_as_declared(place):
     assert workflow["6"].inputs["text"] == "42" and workflow["9"].inputs["filename_prefix"] == "a b"
 
 
-def test_wrong_workflows_are_told_before_torch_is_imported(place):
+def test_wrong_workflows_are_told_before_diffusers_is_imported(place):
     import subprocess
 
     code = (
         "import sys; from diff2flow_nodes.hosts.headless.cli import main;"
-        f" code = main(['run', {str(place / 'none.json')!r}]); print(code, 'diffusers' in sys.modules, 'transformers' in sys.modules)"
+        f" code = main(['run', {str(place / 'none.json')!r}]);"
+        " print(code, 'diffusers' in sys.modules, 'transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["2", "False", "False"], done.stderr

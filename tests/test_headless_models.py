@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diff2flow_nodes.alignment import Alignment, NoiseSchedule
+from diff2flow_nodes.bench import ldm_layout
 from diff2flow_nodes.hosts import HostError, use
 from diff2flow_nodes.hosts.headless import HeadlessHost, checkpoint, core_nodes
 from diff2flow_nodes.hosts.headless.noise_levels import StockLevels
@@ -14,7 +15,6 @@ from diff2flow_nodes.hosts.headless.schedules import sigmas_for
 from diff2flow_nodes.hosts.headless.unet_layout import UnetLayout
 from diff2flow_nodes.samplers.parameterization import FlowParameterization
 from diff2flow_nodes.tests.headless_fixtures import make_checkpoint, unet_weights
-from diff2flow_nodes.bench import ldm_layout
 
 torch.set_num_threads(2)
 
@@ -152,10 +152,14 @@ def test_broken_files_are_named(host, loaded):
     conv_out = "model.diffusion_model.out.2.weight"
     assert "truncated" in broken(host, "cut.safetensors", lambda s, p: p.write_bytes(s.read_bytes()[:100_000]))
     assert "truncated" in broken(host, "text.safetensors", lambda s, p: p.write_text("hello"))
-    assert "a LoRA" in broken(host, "lora.safetensors", lambda s, p: save_file({"x.lora_down.weight": torch.zeros(1)}, str(p)))
+    assert "a LoRA" in broken(
+        host, "lora.safetensors", lambda s, p: save_file({"x.lora_down.weight": torch.zeros(1)}, str(p))
+    )
     assert "incomplete" in broken(host, "missing.safetensors", resaved(lambda s: s.pop(conv_out)))
     assert "SDXL" in broken(
-        host, "xl.safetensors", resaved(lambda s: s.update({"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1, 2816)}))
+        host,
+        "xl.safetensors",
+        resaved(lambda s: s.update({"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1, 2816)})),
     )
 
 
@@ -172,7 +176,7 @@ def test_a_ckpt_of_tensors_loads(host, loaded):
     state = weights(host.path("checkpoints", "tiny.safetensors"))
     torch.save({"state_dict": state, "epoch": 3}, host.folder("checkpoints") / "same.ckpt")
     model, clip, vae = host.load_checkpoint("same.ckpt")
-    for same, original in zip((model, clip, vae), loaded):
+    for same, original in zip((model, clip, vae), loaded, strict=True):
         assert host.fingerprint(same) == host.fingerprint(original)
 
 
@@ -206,7 +210,9 @@ def test_schedules_end_at_zero_and_begin_at_the_terminal():
     levels = StockLevels(NoiseSchedule.scaled_linear(), "eps")
     for name in core_nodes.SCHEDULERS:
         sigmas = sigmas_for(levels, name, 6)
-        assert len(sigmas) == (7 if name != "ddim_uniform" else 8) and sigmas[-1] == 0 and (sigmas.diff() < 0).all(), name
+        assert len(sigmas) == (7 if name != "ddim_uniform" else 8) and sigmas[-1] == 0 and (sigmas.diff() < 0).all(), (
+            name
+        )
         assert sigmas[0] == pytest.approx(14.6146, rel=0.08), name
     assert len(sigmas_for(levels, "normal", 6, denoise=0.5)) == 7
     assert sigmas_for(levels, "normal", 6, denoise=0.5)[0] < 14
@@ -216,9 +222,15 @@ def test_schedules_end_at_zero_and_begin_at_the_terminal():
 def test_known_sigmas():
     """Karras' and the normal schedule of SD1 for 4 steps, from ComfyUI 0.3.64."""
     levels = StockLevels(NoiseSchedule.scaled_linear(), "eps")
-    assert sigmas_for(levels, "karras", 4).tolist() == pytest.approx([14.614643, 3.168605, 0.446919, 0.029167, 0.0], rel=2e-5)
-    assert sigmas_for(levels, "normal", 4).tolist() == pytest.approx([14.614640, 2.918307, 0.932358, 0.029167, 0.0], rel=2e-5)
-    assert sigmas_for(levels, "beta", 4).tolist() == pytest.approx([14.614641, 5.686592, 1.618278, 0.515391, 0.0], rel=2e-5)
+    assert sigmas_for(levels, "karras", 4).tolist() == pytest.approx(
+        [14.614643, 3.168605, 0.446919, 0.029167, 0.0], rel=2e-5
+    )
+    assert sigmas_for(levels, "normal", 4).tolist() == pytest.approx(
+        [14.614640, 2.918307, 0.932358, 0.029167, 0.0], rel=2e-5
+    )
+    assert sigmas_for(levels, "beta", 4).tolist() == pytest.approx(
+        [14.614641, 5.686592, 1.618278, 0.515391, 0.0], rel=2e-5
+    )
 
 
 def test_denoise_and_mask_keep_the_image(host, loaded, conditions):
@@ -307,9 +319,15 @@ def test_a_lora_changes_what_it_names_and_nothing_stays(host, loaded, conditions
 
 
 def test_merged_weights(host, loaded):
-    state = lora(FILE) | {"lora_unet_conv_out.diff": torch.ones(4, 32, 3, 3), "lora_unet_conv_out.diff_b": torch.ones(4)}
+    state = lora(FILE) | {
+        "lora_unet_conv_out.diff": torch.ones(4, 32, 3, 3),
+        "lora_unet_conv_out.diff_b": torch.ones(4),
+    }
     patched, _ = host.apply_lora(loaded[0], None, state, 0.5, None)
-    merged, base = (dict(m.named_parameters()) for m in (patched.base.weights.merged(patched.patches), loaded[0].base.weights.module))
+    merged, base = (
+        dict(m.named_parameters())
+        for m in (patched.base.weights.merged(patched.patches), loaded[0].base.weights.module)
+    )
     down, up = state[f"{CONV}.lora_down.weight"], state[f"{CONV}.lora_up.weight"]
     delta = 0.5 * (1.0 / 2) * torch.einsum("or,rikl->oikl", up[:, :, 0, 0], down)
     name = "down_blocks.0.resnets.0.conv1.weight"
@@ -367,7 +385,10 @@ def test_a_lora_may_widen_the_first_convolution(host, loaded, conditions):
     wide = torch.cat([torch.zeros(32, 4, 3, 3), torch.ones(32, 4, 3, 3)], dim=1)
     state = {"lora_unet_conv_in.diff": wide, "lora_unet_conv_in.reshape_weight": torch.tensor([32, 8, 3, 3])}
     patched, _ = host.apply_lora(loaded[0], None, state, 1.0, None)
-    with_context = [[[c, {**more, "noise_concat": torch.ones(1, 4, 8, 8) * scale}] for c, more in conditions[0]] for scale in (0.0, 1.0)]
+    with_context = [
+        [[c, {**more, "noise_concat": torch.ones(1, 4, 8, 8) * scale}] for c, more in conditions[0]]
+        for scale in (0.0, 1.0)
+    ]
     out = [sampled(host, patched, (side, side), cfg=1.0) for side in with_context]
     assert torch.allclose(out[0], sampled(host, loaded[0], conditions, cfg=1.0), atol=1e-3)
     assert not torch.allclose(out[1], out[0], atol=1e-1)
@@ -385,7 +406,12 @@ def test_training_leaves_the_model_alone(host, loaded, conditions):
         assert (backbone.family, backbone.prediction, backbone.base_name) == ("SD1", "eps", "tiny.safetensors")
         assert len(backbone.base_hash) == 64 and backbone.layer_names()["conv_in"] == "conv_in"
         merged = backbone.module.get_parameter("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight")
-        assert not torch.equal(merged, model.base.weights.module.get_parameter("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"))
+        assert not torch.equal(
+            merged,
+            model.base.weights.module.get_parameter(
+                "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
+            ),
+        )
         backbone.module.conv_out = torch.nn.Conv2d(32, 4, 1)
         backbone.module.train().requires_grad_(True)
         x, tau = torch.randn(2, 4, 8, 8), torch.tensor([3.5, 998.0])

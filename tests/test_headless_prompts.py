@@ -71,7 +71,9 @@ def test_a_short_piece_moves_on_whole():
     assert second.weights[1:4] == (1.2, 1.2, 1.2)
 
 
-@pytest.mark.parametrize("prompt", ["embedding:bad", "a photo, embedding:bad_hands-5", "a\nembedding:x", "(embedding:x:1.2)"])
+@pytest.mark.parametrize(
+    "prompt", ["embedding:bad", "a photo, embedding:bad_hands-5", "a\nembedding:x", "(embedding:x:1.2)"]
+)
 def test_textual_inversions_are_refused(prompt):
     with pytest.raises(HostError, match="embedding:"):
         prompts.chunks(prompt, words, END)

@@ -1,4 +1,4 @@
-"""The headless host: runs API-format workflows without ComfyUI, on diffusers and transformers (imported when needed)."""
+"""The headless host: runs API-format workflows without ComfyUI, on diffusers and transformers."""
 
 from .host import HeadlessHost
 

@@ -49,7 +49,10 @@ class Autoencoder:
         for axis in (1, 2):
             size = image.shape[axis] // self.factor * self.factor
             if not size:
-                raise HostError(f"the image is {image.shape[2]}x{image.shape[1]} pixels; the autoencoder needs {self.factor} at least")
+                raise HostError(
+                    f"the image is {image.shape[2]}x{image.shape[1]} pixels; the autoencoder needs at least"
+                    f" {self.factor}x{self.factor}"
+                )
             image = image.narrow(axis, image.shape[axis] % self.factor // 2, size)
         return image
 
@@ -71,7 +74,9 @@ def read_autoencoder(state: Mapping[str, Tensor], name: str, device: torch.devic
         return _tiny(weights, name, device)
     if "decoder.conv_in.weight" in weights and "encoder.conv_in.weight" in weights:
         return _kl(weights, name, device)
-    raise HostError(f"'{name}' has an autoencoder that is neither Stable Diffusion's nor TAESD; choose another checkpoint")
+    raise HostError(
+        f"'{name}' has an autoencoder that is neither Stable Diffusion's nor TAESD; choose another checkpoint"
+    )
 
 
 def _kl(weights: Mapping[str, Tensor], name: str, device: torch.device) -> Autoencoder:

@@ -22,7 +22,9 @@ _V_SPREAD = 0.09
 """SD2 networks of v prediction have this bias spread wider: what ComfyUI tells them by."""
 
 
-def load_checkpoint(path: Path, name: str, device: torch.device) -> tuple[Model, TextEncoder | None, Autoencoder | None]:
+def load_checkpoint(
+    path: Path, name: str, device: torch.device
+) -> tuple[Model, TextEncoder | None, Autoencoder | None]:
     """MODEL, CLIP, VAE of a checkpoint; CLIP or VAE is None where the file has none.
 
     Weights are float32 on the CPU; elsewhere the UNet keeps the file's half precision (the latter is unmeasured).
@@ -33,7 +35,9 @@ def load_checkpoint(path: Path, name: str, device: torch.device) -> tuple[Model,
     state = read_weights(path, name)
     unet = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     if "input_blocks.0.0.weight" not in unet:
-        raise HostError(f"'{name}' is {family_of_keys(state)}: headless runs SD1.x and SD2.x checkpoints in a single file")
+        raise HostError(
+            f"'{name}' is {family_of_keys(state)}: headless runs SD1.x and SD2.x checkpoints in a single file"
+        )
     layout = UnetLayout(unet, name)
     base = Base(
         weights=Weights(_build_unet(unet, layout, name, device)),
@@ -84,11 +88,13 @@ def _build_unet(unet: Mapping[str, Tensor], layout: UnetLayout, name: str, devic
         module = UNet2DConditionModel(**layout.config)
     renamed = {layout.to_diffusers(key): value for key, value in unet.items()}
     kept = unet["input_blocks.0.0.weight"].dtype if device.type != "cpu" else torch.float32
-    return fill(module, renamed, name, "UNet").to(device, kept if kept in _HALF else torch.float32)
+    return fill(module, renamed, name, "UNet", kept if kept in _HALF else torch.float32).to(device)
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor], name: str, what: str) -> nn.Module:
-    """The meta-device module with the file's weights in it, float32, frozen and in evaluation mode.
+def fill(
+    module: nn.Module, state: Mapping[str, Tensor], name: str, what: str, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """The meta-device module with the file's weights in it, in `dtype`, frozen and in evaluation mode.
 
     Raises:
         HostError: weights are missing, or have another shape than their neighbours imply.
@@ -96,12 +102,18 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], name: str, what: str) -
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in state]
     if missing:
-        raise HostError(f"'{name}' lacks {len(missing)} weights of its {what} (e.g. '{missing[0]}'): the file is incomplete; copy it again")
+        raise HostError(
+            f"'{name}' lacks {len(missing)} weights of its {what} (e.g. '{missing[0]}'): the file is incomplete;"
+            " copy it again"
+        )
     wrong = [key for key in wanted if state[key].shape != wanted[key].shape]
     if wrong:
         shapes = f"{tuple(state[wrong[0]].shape)}, not {tuple(wanted[wrong[0]].shape)}"
-        raise HostError(f"'{name}': the {what}'s weight '{wrong[0]}' is {shapes}; the file is damaged or of a variant that headless does not run")
-    module.load_state_dict({key: state[key].float() for key in wanted}, assign=True)
+        raise HostError(
+            f"'{name}': the {what}'s weight '{wrong[0]}' is {shapes}; the file is damaged or of a variant that"
+            " headless does not run"
+        )
+    module.load_state_dict({key: state[key].to(dtype) for key in wanted}, assign=True)
     return module.requires_grad_(False).eval()
 
 

@@ -17,7 +17,7 @@ from .classes import NodeClasses
 from .execute import NodeFailure, execute
 from .graph import plan
 from .host import HeadlessHost
-from .workflow import WorkflowError, override, read_workflow
+from .workflow import Workflow, WorkflowError, override, read_workflow
 from .written import announce
 
 DONE, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(levelname)s: %(message)s",
+        stream=sys.stderr,
     )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything comes from the files given
     try:
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser; `command` in its result is the function to call with the options."""
     parser = argparse.ArgumentParser(
-        prog="python -m diff2flow_nodes", description="Diff2Flow nodes without ComfyUI: runs API-format workflows headless."
+        prog="python -m diff2flow_nodes",
+        description="Diff2Flow nodes without ComfyUI: runs API-format workflows headless.",
     )
     parser.add_argument("--version", action="version", version=f"diff2flow_nodes {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -71,7 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NODE.INPUT=VALUE",
-        help="changes an input; NODE is an id, a title, or a class that one node has; VALUE is JSON or else text; repeatable",
+        help="changes an input; NODE is an id, a title, or a class that one node has; VALUE is JSON or else text;"
+        " repeatable",
     )
     _add_common(run)
     run.set_defaults(command=_run)
@@ -82,9 +86,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="holds checkpoints, loras and datasets (models)")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        default=Path("models"),
+        metavar="DIR",
+        help="holds checkpoints, loras and datasets (models)",
+    )
     parser.add_argument("--input", type=Path, default=Path("input"), metavar="DIR", help="images to read (input)")
-    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where images are saved (output)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output"), metavar="DIR", help="where images are saved (output)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, … (cpu)")
     parser.add_argument("--verbose", action="store_true", help="tell of each node on stderr, and show tracebacks")
 
@@ -98,16 +110,30 @@ def _run(options: argparse.Namespace) -> int:
         order = plan(workflow, classes, {kind: str(host.directory(kind)) for kind in FOLDERS}, changed)
     except WorkflowError as error:
         return _complain("\n".join(error.problems), WRONG)
-    signal.signal(signal.SIGTERM, _terminate)
-    announce(_print_path, options.models, options.output)
+    return _execute(host, workflow, order, classes, options)
+
+
+def _execute(
+    host: HeadlessHost, workflow: Workflow, order: list[str], classes: NodeClasses, options: argparse.Namespace
+) -> int:
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        host.device
+        _require_writable(host.folder("output"))
+        host.device  # noqa: B018 (found before the first node, if there is no such device)
+        announce(_print_path, options.models, options.output)
         execute(workflow, order, classes)
     except NodeFailure as failure:
         return _failed(failure, options.verbose)
-    except HostError as error:
+    except (HostError, OSError) as error:
         return _complain(str(error), WRONG)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return DONE
+
+
+def _require_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise HostError(f"the output folder {folder} cannot be written to; give another one with --output")
 
 
 def _nodes(options: argparse.Namespace) -> int:

@@ -46,7 +46,9 @@ class LoraLoader:
         strengths = {"strength_model": _STRENGTH, "strength_clip": _STRENGTH}
         return {"required": {"model": ("MODEL",), "clip": ("CLIP",), "lora_name": loras, **strengths}}
 
-    def load(self, model: Any, clip: Any, lora_name: str, strength_model: float, strength_clip: float) -> tuple[Any, Any]:
+    def load(
+        self, model: Any, clip: Any, lora_name: str, strength_model: float, strength_clip: float
+    ) -> tuple[Any, Any]:
         from .lora import apply_lora, read_lora
 
         if strength_model == 0 and strength_clip == 0:
@@ -62,7 +64,9 @@ class LoraLoaderModelOnly(LoraLoader):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "lora_name": (current().names("loras"),), "strength_model": _STRENGTH}}
+        return {
+            "required": {"model": ("MODEL",), "lora_name": (current().names("loras"),), "strength_model": _STRENGTH}
+        }
 
     def load_model(self, model: Any, lora_name: str, strength_model: float) -> tuple[Any]:
         return (self.load(model, None, lora_name, strength_model, 0.0)[0],)
@@ -100,7 +104,10 @@ class ConditioningZeroOut:
     def zero_out(self, conditioning: Any) -> tuple[Any]:
         pooled = "pooled_output"
         return (
-            [[context * 0.0, {**more, pooled: more[pooled] * 0.0} if pooled in more else dict(more)] for context, more in conditioning],
+            [
+                [context * 0.0, {**more, pooled: more[pooled] * 0.0} if pooled in more else dict(more)]
+                for context, more in conditioning
+            ],
         )
 
 
@@ -111,7 +118,9 @@ class EmptyLatentImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"width": _SIZE, "height": _SIZE, "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096})}}
+        return {
+            "required": {"width": _SIZE, "height": _SIZE, "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096})}
+        }
 
     def generate(self, width: int, height: int, batch_size: int) -> tuple[Any]:
         import torch
@@ -175,7 +184,13 @@ class KSampler:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        settings = {"seed": _SEED, "steps": _STEPS, "cfg": _CFG, "sampler_name": (SAMPLERS,), "scheduler": (SCHEDULERS,)}
+        settings = {
+            "seed": _SEED,
+            "steps": _STEPS,
+            "cfg": _CFG,
+            "sampler_name": (SAMPLERS,),
+            "scheduler": (SCHEDULERS,),
+        }
         sides = {"positive": ("CONDITIONING",), "negative": ("CONDITIONING",), "latent_image": ("LATENT",)}
         return {"required": {"model": ("MODEL",), **settings, **sides, "denoise": _DENOISE}}
 
@@ -278,7 +293,13 @@ class SaveImage:
     def save(self, images: Any, filename_prefix: str, prompt: Any, extra_pnginfo: Any) -> dict[str, Any]:
         from .images import save_images
 
-        return {"ui": {"images": save_images(images, current().folder("output"), filename_prefix, "output", prompt, extra_pnginfo)}}
+        return {
+            "ui": {
+                "images": save_images(
+                    images, current().folder("output"), filename_prefix, "output", prompt, extra_pnginfo
+                )
+            }
+        }
 
 
 class PreviewImage:

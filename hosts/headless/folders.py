@@ -66,7 +66,9 @@ class Folders:
             path = _confined(base, name)
         if not path.exists():
             near = closest(name, self.names(kind))
-            raise HostError(f"there is no {name!r} in {base}" + (f"; closest: {near}" if near else "; put it there first"))
+            raise HostError(
+                f"there is no {name!r} in {base}" + (f"; closest: {near}" if near else "; put it there first")
+            )
         return path
 
 

@@ -39,7 +39,9 @@ def plan(
         raise WorkflowError("the workflow has no output node (e.g. SaveImage), so there is nothing to run; add one")
     order = _ordered(workflow, outputs)
     for key in order:
-        problems += [f"{workflow[key].label}, {line}" for line in _node_problems(workflow, workflow[key], classes, folders)]
+        problems += [
+            f"{workflow[key].label}, {line}" for line in _node_problems(workflow, workflow[key], classes, folders)
+        ]
     if problems:
         raise WorkflowError(*problems)
     return order
@@ -57,7 +59,9 @@ def declared(cls: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
 
 
 def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and isinstance(value[0], (str, int))
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and isinstance(value[0], (str, int))
+    )
 
 
 def _class_problems(node: Node, classes: Classes) -> list[str]:
@@ -74,7 +78,10 @@ def _unknown_input(node: Node, name: str, classes: Classes) -> list[str]:
     known = [*required, *optional]
     if name in known:
         return []
-    return [f"--set {node.id}.{name}: {node.label} has no input {name!r}; closest: {closest(name, known)} (it has {', '.join(known)})"]
+    return [
+        f"--set {node.id}.{name}: {node.label} has no input {name!r}; closest: {closest(name, known)}"
+        f" (it has {', '.join(known)})"
+    ]
 
 
 def _ordered(workflow: Workflow, outputs: list[str]) -> list[str]:
@@ -90,7 +97,9 @@ def _ordered(workflow: Workflow, outputs: list[str]) -> list[str]:
                 del path[current]
             elif source in path:
                 circle = [*list(path)[list(path).index(source) :], source]
-                raise WorkflowError(f"the workflow runs in a circle: {' <- '.join(workflow[k].label for k in circle)}; cut a link")
+                raise WorkflowError(
+                    f"the workflow runs in a circle: {' <- '.join(workflow[k].label for k in circle)}; cut a link"
+                )
             else:
                 path[source] = _sources(workflow, source)
     return list(order)
@@ -110,7 +119,8 @@ def _node_problems(workflow: Workflow, node: Node, classes: Classes, folders: Ma
         if name not in node.inputs:
             if name in required:
                 failed = True
-                yield f"input {name}: is missing; add it to the node, or give --set {node.id}.{name}={_example(declaration)}"
+                way = f"--set {node.id}.{name}={_example(declaration)}"
+                yield f"input {name}: is missing; add it to the node, or give {way}"
             continue
         problem = _input_problem(workflow, node, name, spec_of(declaration), classes, own_check, received)
         if problem:
@@ -146,7 +156,7 @@ def _link_problem(
     workflow: Workflow, link: Any, wanted: Any, classes: Classes, any_type: bool, received: dict[str, Any], name: str
 ) -> str:
     if not _is_link(link):
-        return f"is {link!r}, but a link is [node id, output index], e.g. [\"4\", 0]"
+        return f'is {link!r}, but a link is [node id, output index], e.g. ["4", 0]'
     source = workflow.get(str(link[0]))
     if source is None:
         return f"is linked to node {link[0]}, which the workflow does not have (its nodes: {', '.join(workflow)})"
@@ -164,7 +174,7 @@ def _link_problem(
 
 
 def _fits(given: Any, wanted: Any) -> bool:
-    if not given != wanted or "*" in (given, wanted):
+    if not given != wanted or "*" in (given, wanted):  # noqa: SIM202 (node packs' "any" types overload !=)
         return True
     if isinstance(given, str) and isinstance(wanted, str):
         return set(given.replace(" ", "").split(",")) <= set(wanted.replace(" ", "").split(","))

@@ -78,7 +78,7 @@ class Denoiser:
         return [self.levels.denoised(sigma, output, x) for output in outputs]
 
     def _conditions(self, entries: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
-        """Contexts (entries · B, tokens, width) and what is concatenated to x_diff (entries · B, c, h, w), if anything."""
+        """Contexts (entries · B, tokens, width); what is concatenated to x_diff (entries · B, c, h, w), if anything."""
         for _, options in entries:
             _refuse_unknown(options)
         batch = len(self._image)
@@ -101,8 +101,8 @@ class Denoiser:
         if given is None or given.shape[1] != count:
             have = 0 if given is None else given.shape[1]
             raise HostError(
-                f"the network wants {count} channels beside the latents, the conditioning brings {have}; use the node that"
-                " prepares the conditioning for this model"
+                f"the network wants {count} channels beside the latents, the conditioning brings {have}; use the node"
+                " that prepares the conditioning for this model"
             )
         return repeated(_resized(given.to(self._image), self._image), len(self._image))
 

@@ -120,7 +120,9 @@ class HeadlessHost:
         from ..fingerprint import digest
 
         weights = thing.base.weights if hasattr(thing, "base") else getattr(thing, "weights", None)
-        patches = {f"{i}:{name}": t for i, p in enumerate(getattr(thing, "patches", ())) for name, t in p.tensors().items()}
+        patches = {
+            f"{i}:{name}": t for i, p in enumerate(getattr(thing, "patches", ())) for name, t in p.tensors().items()
+        }
         return digest((weights.module if weights else thing.module).state_dict(), patches)
 
     def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:

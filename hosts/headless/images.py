@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import time
@@ -19,8 +18,6 @@ from torch import Tensor
 
 from ...files import confined, written_whole
 from ..port import HostError
-
-logger = logging.getLogger(__name__)
 
 _NO_MASK = (1, 64, 64)
 
@@ -38,7 +35,9 @@ def load_image(path: Path) -> tuple[Tensor, Tensor]:
             kept = [frame for frame in frames if frame.size == frames[0].size] if several else frames[:1]
             images, masks = [_pixels(frame) for frame in kept], [_mask(frame) for frame in kept]
     except (OSError, SyntaxError, ValueError) as error:
-        raise HostError(f"'{path}' cannot be read as an image ({error}); give a whole PNG, JPEG or WebP file") from error
+        raise HostError(
+            f"'{path}' cannot be read as an image ({error}); give a whole PNG, JPEG or WebP file"
+        ) from error
     return torch.cat(images), torch.cat(masks)
 
 
@@ -59,7 +58,12 @@ def _mask(frame: Image.Image) -> Tensor:
 
 
 def save_images(
-    images: Tensor, folder: Path, prefix: str, kind: str, prompt: Mapping[str, Any] | None, extra: Mapping[str, Any] | None
+    images: Tensor,
+    folder: Path,
+    prefix: str,
+    kind: str,
+    prompt: Mapping[str, Any] | None,
+    extra: Mapping[str, Any] | None,
 ) -> list[dict[str, str]]:
     """Saves IMAGE (B, H, W, C) as PNG files `<prefix>_00001_.png`, counting on from those that are there.
 
@@ -76,24 +80,30 @@ def save_images(
         ValueError: the prefix leads out of the folder.
     """
     start = confined(folder, os.path.normpath(_filled(prefix, images.shape[2], images.shape[1])).replace("\\", "/"))
-    counter = _next_number(start)
-    chunks = _text_chunks(prompt, extra)
+    counter, chunks = _next_number(start), _text_chunks(prompt, extra)
+    subfolder = start.parent.relative_to(folder).as_posix().removeprefix(".")
     saved = []
     for number, image in enumerate(images):
         name = f"{start.name.replace('%batch_num%', str(number))}_{counter + number:05}_.png"
-        pixels = (255.0 * image.float().cpu().numpy()).clip(0, 255)
-        if np.isnan(pixels).any():
-            raise ValueError(f"image {number} of the batch holds NaN; nothing was saved for it, look at the node that made it")
         with written_whole(start.parent / name) as path:
-            Image.fromarray(pixels.astype(np.uint8)).save(path, format="PNG", pnginfo=chunks, compress_level=4)
-        subfolder = start.parent.relative_to(folder).as_posix()
-        saved.append({"filename": name, "subfolder": "" if subfolder == "." else subfolder, "type": kind})
+            _picture(image, number).save(path, format="PNG", pnginfo=chunks, compress_level=4)
+        saved.append({"filename": name, "subfolder": subfolder, "type": kind})
     return saved
 
 
 def temporary_prefix() -> str:
     """A prefix for previews that no other run has."""
     return "ComfyUI_temp_" + "".join(random.SystemRandom().choices("abcdefghijklmnopqrstuvwxyz", k=5))
+
+
+def _picture(image: Tensor, number: int) -> Image.Image:
+    """An image (H, W, C) in 8 bits, rounded down as ComfyUI does."""
+    pixels = (255.0 * image.float().cpu().numpy()).clip(0, 255)
+    if np.isnan(pixels).any():
+        raise ValueError(
+            f"image {number} of the batch holds NaN; nothing was saved for it, look at the node that made it"
+        )
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _filled(prefix: str, width: int, height: int) -> str:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..lora_fit import layers_of, require_fit
@@ -58,7 +57,10 @@ def apply_lora(
     _require_layers(state)
     require_fit(state, shapes, family, (metadata or {}).get("ss_base_model_version", ""))
     if model is not None:
-        model = model.with_patches(_patches(state, model.base.layer_names, model.base.weights.module, strengths[0]), metadata if strengths[0] else None)
+        model = model.with_patches(
+            _patches(state, model.base.layer_names, model.base.weights.module, strengths[0]),
+            metadata if strengths[0] else None,
+        )
     if clip is not None:
         clip = clip.with_patches(_patches(state, clip.layer_names(), clip.weights.module, strengths[1]))
     _log_unused(state, set(shapes), clip is not None)
@@ -84,8 +86,16 @@ def _kohya(key: str) -> str:
 
 def _require_layers(state: Mapping[str, Tensor]) -> None:
     if not layers_of(state):
-        kinds = [kind for mark, kind in ((".hada_w1_a", "LoHa"), (".lokr_w1", "LoKr"), (".oft_blocks", "OFT")) if any(mark in k for k in state)]
-        what = f"a {kinds[0]}, which headless does not load" if kinds else f"no LoRA (its first key is '{next(iter(state), '')}')"
+        kinds = [
+            kind
+            for mark, kind in ((".hada_w1_a", "LoHa"), (".lokr_w1", "LoKr"), (".oft_blocks", "OFT"))
+            if any(mark in k for k in state)
+        ]
+        what = (
+            f"a {kinds[0]}, which headless does not load"
+            if kinds
+            else f"no LoRA (its first key is '{next(iter(state), '')}')"
+        )
         raise HostError(f"the file is {what}; choose a LoRA with lora_up and lora_down weights")
 
 
@@ -93,7 +103,9 @@ def _shape(module: nn.Module, name: str) -> tuple[int, ...]:
     return tuple(module.get_submodule(name).weight.shape)
 
 
-def _patches(state: Mapping[str, Tensor], names: Mapping[str, str], module: nn.Module, strength: float) -> tuple[Patch, ...]:
+def _patches(
+    state: Mapping[str, Tensor], names: Mapping[str, str], module: nn.Module, strength: float
+) -> tuple[Patch, ...]:
     patches = []
     for layer in layers_of(state):
         if layer in names:
@@ -101,7 +113,9 @@ def _patches(state: Mapping[str, Tensor], names: Mapping[str, str], module: nn.M
     return tuple(patches)
 
 
-def _layer_patches(state: Mapping[str, Tensor], layer: str, target: str, module: nn.Module, strength: float) -> list[Patch]:
+def _layer_patches(
+    state: Mapping[str, Tensor], layer: str, target: str, module: nn.Module, strength: float
+) -> list[Patch]:
     up, down = state.get(f"{layer}.lora_up.weight"), state.get(f"{layer}.lora_down.weight")
     widened = state.get(f"{layer}.reshape_weight")
     shape = None if widened is None else tuple(int(size) for size in widened)

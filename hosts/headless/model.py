@@ -53,7 +53,14 @@ class Base:
         for module in modules:
             flat = module.replace(".", "_")
             processor = module.replace(".to_", ".processor.to_").removesuffix(".0" if ".to_out" in module else "")
-            spellings = (f"lora_unet_{flat}", f"lycoris_{flat}", module, f"unet.{module}", processor, f"unet.{processor}")
+            spellings = (
+                f"lora_unet_{flat}",
+                f"lycoris_{flat}",
+                module,
+                f"unet.{module}",
+                processor,
+                f"unet.{processor}",
+            )
             names |= dict.fromkeys(spellings, module)
         return names
 

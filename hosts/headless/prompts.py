@@ -60,8 +60,8 @@ def refuse_embeddings(prompt: str) -> None:
         found = _EMBEDDING.search(text)
         if found:
             raise HostError(
-                f"the prompt names the textual inversion 'embedding:{found[1]}', which headless cannot load yet; take it"
-                " out of the prompt, or run the workflow in ComfyUI"
+                f"the prompt names the textual inversion 'embedding:{found[1]}', which headless cannot load yet; take"
+                " it out of the prompt, or run the workflow in ComfyUI"
             )
 
 
@@ -130,5 +130,5 @@ def _pack(filled: list[list[tuple[int, float]]], tokens: list[tuple[int, float]]
 def _chunk(tokens: list[tuple[int, float]], pad: int) -> Chunk:
     whole = [(START, 1.0), *tokens, (END, 1.0)]
     whole += [(pad, 1.0)] * (CHUNK - len(whole))
-    ids, weights = zip(*whole)
+    ids, weights = zip(*whole, strict=True)
     return Chunk(ids, weights)

@@ -84,11 +84,10 @@ def sample(
     Raises:
         HostError: the latent does not fit the model, or sampling ends in values that are not finite.
     """
-    samples = _fitting(model, latent["samples"])
     if len(sigmas) == 0:
         return dict(latent), dict(latent)
     device = model.base.device
-    image = samples.to(device, torch.float32) * LATENT_SCALE
+    image = _fitting(model, latent["samples"]).to(device, torch.float32) * LATENT_SCALE
     noise, sigmas = noise.to(device), sigmas.to(device)
     mask = _mask(latent.get("noise_mask"), image)
     levels = levels_of(model)
@@ -97,7 +96,12 @@ def sample(
     x, last = _walk(sampler, denoiser, x, sigmas)
     x = levels.finished(sigmas[-1], x)
     _require_finite(x, sigmas)
-    return tuple({**latent, "samples": (y / LATENT_SCALE).cpu()} for y in (x, x if last is None else last))  # type: ignore[return-value]
+    return _latent(latent, x), _latent(latent, x if last is None else last)
+
+
+def _latent(given: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
+    """x in the autoencoder's scale, with what else the LATENT carried."""
+    return {**given, "samples": (x / LATENT_SCALE).cpu()}
 
 
 def _walk(sampler: Sampler, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -119,7 +123,9 @@ def _fitting(model: Model, samples: Tensor) -> Tensor:
     channels = model.base.layout.config["out_channels"]
     if samples.ndim != 4 or samples.shape[1] != channels:
         family = model.base.layout.family
-        raise HostError(f"the latent has shape {tuple(samples.shape)}; {family} takes (B, {channels}, height/8, width/8)")
+        raise HostError(
+            f"the latent has shape {tuple(samples.shape)}; {family} takes (B, {channels}, height/8, width/8)"
+        )
     return samples
 
 
@@ -135,6 +141,6 @@ def _mask(mask: Tensor | None, image: Tensor) -> Tensor | None:
 def _require_finite(x: Tensor, sigmas: Tensor) -> None:
     if not torch.isfinite(x).all():
         raise HostError(
-            f"sampling in {len(sigmas) - 1} steps ended in values that are NaN or infinite; the model's weights or LoRA are"
-            " damaged, or the prediction type is wrong"
+            f"sampling in {len(sigmas) - 1} steps ended in values that are NaN or infinite; the model's weights or LoRA"
+            " are damaged, or the prediction type is wrong"
         )

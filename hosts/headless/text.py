@@ -19,7 +19,10 @@ _STORED = torch.float16
 _PENULTIMATE = 22
 """SD2 reads OpenCLIP-H's 24 layers at the last but one; files that were saved without the last have 23."""
 _OPEN_CLIP = "open_clip."
-_SD1_PREFIX, _SD2_PREFIXES = "cond_stage_model.transformer.", ("cond_stage_model.model.", "conditioner.embedders.0.model.")
+_SD1_PREFIX, _SD2_PREFIXES = (
+    "cond_stage_model.transformer.",
+    ("cond_stage_model.model.", "conditioner.embedders.0.model."),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +117,9 @@ def _build(weights: Mapping[str, Tensor], family: str, name: str) -> nn.Module:
     from .checkpoint import fill
 
     vocabulary, width = weights["embeddings.token_embedding.weight"].shape
-    layers = 1 + max((int(m[1]) for m in (re.match(r"encoder\.layers\.(\d+)\.", key) for key in weights) if m), default=-1)
+    layers = 1 + max(
+        (int(m[1]) for m in (re.match(r"encoder\.layers\.(\d+)\.", key) for key in weights) if m), default=-1
+    )
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=width,

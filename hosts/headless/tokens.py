@@ -48,7 +48,7 @@ def _tokenizer() -> Any:
 
 
 def _byte_symbols() -> list[str]:
-    """One printable character for each byte, in CLIP's order: bytes that print stand for themselves, the rest follow."""
+    """One printable character for each byte, in CLIP's order: bytes that print as themselves, then the others."""
     others = range(256 - len(_PRINTABLE))
     return [chr(byte) for byte in _PRINTABLE] + [chr(256 + i) for i in others]
 

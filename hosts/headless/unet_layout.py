@@ -124,7 +124,9 @@ class UnetLayout:
         context = [name for name in self._weights if name.endswith("attn2.to_k.weight")]
         width = self._shape(context[0])[1] if context else 0
         if "label_emb.0.0.weight" in self._weights or width not in _FAMILY_BY_CONTEXT:
-            raise HostError(f"'{self._where}' is {_other_family(self._weights, width)}: headless runs SD1.x and SD2.x checkpoints")
+            raise HostError(
+                f"'{self._where}' is {_other_family(self._weights, width)}: headless runs SD1.x and SD2.x checkpoints"
+            )
         return _FAMILY_BY_CONTEXT[width]
 
     def _config(self) -> dict[str, Any]:
@@ -158,12 +160,17 @@ class UnetLayout:
         if not depth:
             return "UNetMidBlock2D", tuple(used)
         if depths[-1] not in (0, depth):
-            raise HostError(f"'{self._where}' has {depth} transformer layers in the middle of its UNet and {depths[-1]} before: not supported")
+            raise HostError(
+                f"'{self._where}' has {depth} transformer layers in the middle of its UNet and {depths[-1]} before:"
+                " not supported"
+            )
         return "UNetMidBlock2DCrossAttn", (*used[:-1], depth)
 
     def _uniform(self, depths: list[int], side: str) -> int:
         if len(set(depths)) > 1:
-            raise HostError(f"'{self._where}' mixes {side} blocks of different transformer depth on one level: not supported")
+            raise HostError(
+                f"'{self._where}' mixes {side} blocks of different transformer depth on one level: not supported"
+            )
         return depths[0] if depths else 0
 
     def _depth(self, block: str) -> int:
@@ -185,7 +192,9 @@ class UnetLayout:
 def _other_family(weights: Mapping[str, Tensor], width: int) -> str:
     if "label_emb.0.0.weight" in weights:
         adm = int(weights["label_emb.0.0.weight"].shape[1])
-        return {2816: "an SDXL checkpoint", 2560: "an SDXL refiner"}.get(adm, f"an SD unCLIP checkpoint (vector of {adm})")
+        return {2816: "an SDXL checkpoint", 2560: "an SDXL refiner"}.get(
+            adm, f"an SD unCLIP checkpoint (vector of {adm})"
+        )
     return f"a UNet with text context of width {width}" if width else "a UNet without text context"
 
 

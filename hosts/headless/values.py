@@ -15,7 +15,7 @@ _MANY = 8
 
 
 def spec_of(declared: Any) -> Spec:
-    """Type and options of a declaration in INPUT_TYPES: ("INT", {...}), ("MODEL",) or a newer ("COMBO", {"options": [...]})."""
+    """Type and options of a declaration in INPUT_TYPES: ("INT", {...}), ("MODEL",), ("COMBO", {"options": [...]})."""
     kind, options = declared[0], declared[1] if len(declared) > 1 else {}
     if kind == "COMBO" and "options" in options:
         return list(options["options"]), options
@@ -41,7 +41,9 @@ def checked(spec: Spec, value: Any, limits: bool = True) -> Any:
         return _in_range(options, value) if limits and kind in ("INT", "FLOAT") else value
     if kind == "*" or "," in str(kind):
         return value
-    raise ValueError(f"is {value!r}, but a {kind} can only come from another node: write a link [node id, output index]")
+    raise ValueError(
+        f"is {value!r}, but a {kind} can only come from another node: write a link [node id, output index]"
+    )
 
 
 def _integer(value: Any) -> int:
@@ -98,5 +100,7 @@ def _choice(choices: Any, value: Any) -> Any:
     near = closest(str(value), choices)
     if len(choices) <= _MANY:
         listed = ", ".join(repr(c) for c in choices)
-        raise ValueError(f"is {value!r}, but must be one of {listed}" + (f"; closest: {near}" if near != listed else ""))
+        raise ValueError(
+            f"is {value!r}, but must be one of {listed}" + (f"; closest: {near}" if near != listed else "")
+        )
     raise ValueError(f"is {value!r}, which is not among the {len(choices)} choices; closest: {near}")

@@ -142,7 +142,8 @@ def _target_problem(workflow: Workflow, setting: str, name: str, found: list[Nod
             node.id for node in found
         )
     names = dict.fromkeys(w for node in workflow.values() for w in (node.id, node.title, node.class_type) if w)
-    return f"--set {setting}: the workflow has no node {name!r} (by id, title or class); closest: {closest(name, names, 5)}"
+    near = closest(name, names, 5)
+    return f"--set {setting}: the workflow has no node {name!r} (by id, title or class); closest: {near}"
 
 
 def _value(text: str) -> Any:
