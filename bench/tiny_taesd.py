@@ -19,7 +19,8 @@ _MIX = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1 / 3, 1 / 3, 1 / 3
 _RESIDUAL = 0.1
 _GREY, _SPREAD = 0.3, 0.33
 """Mean and standard deviation that a latent's colour is taken to have before anything is measured."""
-_LIFT = 3.0
+_LIFT = 0.1
+_NOISE, _CROP, _MOMENT_WEIGHT = 0.05, 32, 0.01
 
 
 def block_mean_autoencoder(seed: int) -> AutoencoderTiny:
@@ -82,6 +83,23 @@ def file_scale(z: Tensor) -> tuple[Tensor, Tensor]:
     """
     scale = LATENT_SCALE * z.std()
     return scale, -z.mean() / scale
+
+
+def reconstruction_loss(module: AutoencoderTiny, pictures: Tensor, plain: int, random: torch.Generator) -> Tensor:
+    """How far pictures come back wrong from latents with a little noise; and how far plain latents are from mean 0, std 1.
+
+    Args:
+        pictures: (B, H, W, 3) in [0, 1]; a 32x32 cut of them is trained on.
+        plain: how many of them, the first, are of the kind that the prior is trained on.
+    """
+    top, left = (8 * torch.randint(0, (size - _CROP) // 8 + 1, (2,), generator=random) for size in pictures.shape[1:3])
+    top, left = int(top[0]), int(left[1])
+    images = pictures.movedim(-1, 1)[..., top : top + _CROP, left : left + _CROP] * 2.0 - 1.0
+    z = module.encoder(images)
+    noisy = z + _NOISE * torch.randn(z.shape, generator=random)
+    error = module.decoder(noisy) - images
+    spread, centre = torch.std_mean(z[:plain], dim=(0, 2, 3))
+    return error.abs().mean() + error.square().mean() + _MOMENT_WEIGHT * (centre.square() + (spread - 1.0).square()).mean()
 
 
 @torch.no_grad()

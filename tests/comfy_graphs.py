@@ -1,0 +1,68 @@
+"""API-format graphs for the tests that run in both hosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Graph = dict[str, dict[str, Any]]
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def base(checkpoint: str, prompt: str = "a handwritten (three:1.2)", batch: int = 2) -> Graph:
+    """Checkpoint, prompts and empty latents: nodes ckpt, positive, negative, latent."""
+    return {
+        "ckpt": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "positive": node("CLIPTextEncode", text=prompt, clip=["ckpt", 1]),
+        "negative": node("CLIPTextEncode", text="blurred", clip=["ckpt", 1]),
+        "latent": node("EmptyLatentImage", width=64, height=64, batch_size=batch),
+    }
+
+
+def saved(graph: Graph, samples: str, prefix: str) -> Graph:
+    """The graph with VAEDecode and SaveImage behind the node `samples`; the saving node has the prefix's name."""
+    decode = node("VAEDecode", samples=[samples, 0], vae=["ckpt", 2])
+    return {**graph, f"{prefix}_decode": decode, prefix: node("SaveImage", images=[f"{prefix}_decode", 0], filename_prefix=prefix)}
+
+
+def diff2flow(model: list[Any], steps: int = 4, latent: str = "latent", **changes: Any) -> dict[str, Any]:
+    """A Diff2FlowSampler node."""
+    inputs = {"seed": 5, "steps": steps, "cfg": 3.0, "solver": "euler", "denoise": 1.0, "start": "auto", **changes}
+    return node(
+        "Diff2FlowSampler", model=model, positive=["positive", 0], negative=["negative", 0], latent_image=[latent, 0], **inputs
+    )
+
+
+def ksampler(model: list[Any], steps: int = 8, latent: str = "latent", **changes: Any) -> dict[str, Any]:
+    """A stock KSampler node."""
+    inputs = {"seed": 5, "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, **changes}
+    return node("KSampler", model=model, positive=["positive", 0], negative=["negative", 0], latent_image=[latent, 0], **inputs)
+
+
+def stock_flow(graph: Graph, model: list[Any], name: str, steps: int = 4) -> Graph:
+    """The graph with stock SamplerCustom (node `name`) on Diff2FlowSigmas and the stock euler."""
+    sampler = node(
+        "SamplerCustom", model=model, add_noise=True, noise_seed=5, cfg=3.0, positive=["positive", 0],
+        negative=["negative", 0], sampler=[f"{name}_euler", 0], sigmas=[f"{name}_sigmas", 0], latent_image=["latent", 0],
+    )  # fmt: skip
+    return {
+        **graph,
+        f"{name}_euler": node("KSamplerSelect", sampler_name="euler"),
+        f"{name}_sigmas": node("Diff2FlowSigmas", model=model, steps=steps, shape="uniform", denoise=1.0),
+        name: sampler,
+    }
+
+
+def training(graph: Graph, folder: str, output_name: str, steps: int = 3, **changes: Any) -> Graph:
+    """The graph with dataset, LoRA config and the node `train`."""
+    inputs = {"objective": "diff2flow", "steps": steps, "batch_size": 4, "learning_rate": 0.01, "seed": 0, **changes}
+    return {
+        **graph,
+        "dataset": node("Diff2FlowImageDataset", folder=folder, vae=["ckpt", 2], clip=["ckpt", 1], resolution=64),
+        "lora": node("Diff2FlowLoraConfig", preset="light", rank=16, alpha=16.0),
+        "train": node(
+            "Diff2FlowTrain", model=["ckpt", 0], dataset=["dataset", 0], lora=["lora", 0], output_name=output_name, **inputs
+        ),
+    }
