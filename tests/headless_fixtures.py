@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -136,4 +137,5 @@ def run_cli(folder: Path, workflow: Mapping[str, Any] | str, *options: str) -> s
     folders = [f"--{name}={folder / name}" for name in ("models", "input", "output")]
     package, _, _ = __package__.rpartition(".")
     command = [sys.executable, "-m", package, "run", str(file), *folders, *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)

@@ -16,7 +16,7 @@ from diff2flow_nodes.hosts.headless.unet_layout import UnetLayout
 from diff2flow_nodes.samplers.parameterization import FlowParameterization
 from diff2flow_nodes.tests.headless_fixtures import make_checkpoint, unet_weights
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny networks: on a busy machine more threads only wait for each other
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,114 @@
+"""The house rules: which room imports what, what is loaded at import time, and that every node explains itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import diff2flow_nodes
+from diff2flow_nodes import hosts
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = {
+    "alignment": set(),
+    "samplers": {"alignment"},
+    "training": {"samplers", "alignment", "files"},
+    "hosts": {"samplers", "alignment", "training", "files"},
+    "nodes": {"hosts", "training", "samplers", "alignment", "files"},
+}
+HOST_ONLY = {"comfy": "hosts/comfy", "folder_paths": "hosts/comfy", "server": "hosts/comfy", "latent_preview": "hosts/comfy",
+             "comfy_extras": "hosts/comfy", "diffusers": "hosts/headless", "transformers": "hosts/headless"}  # fmt: skip
+LAZY = ("peft", "diffusers", "transformers", "matplotlib", "torchdiffeq", "accelerate")
+
+
+def sources(room: str) -> Iterator[Path]:
+    yield from sorted((ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(level, module) of every import in a file; level 0 is absolute."""
+    for statement in ast.walk(ast.parse(path.read_text())):
+        if isinstance(statement, ast.Import):
+            yield from ((0, alias.name) for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom):
+            if statement.module:
+                yield statement.level, statement.module
+            else:
+                yield from ((statement.level, alias.name) for alias in statement.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_one_way(room: str) -> None:
+    for path in sources(room):
+        depth = len(path.relative_to(ROOT).parts) - 1
+        for level, module in imports(path):
+            if level == 0:
+                assert not module.startswith("diff2flow_nodes"), f"{path}: {module} must be imported relatively"
+            elif level > depth:
+                target = module.split(".")[0]
+                assert target in ROOMS[room] | {room}, f"{path} imports {target}"
+
+
+@pytest.mark.parametrize("path", [p for room in ROOMS for p in sources(room)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_hosts_keep_to_themselves(path: Path) -> None:
+    inside = path.relative_to(ROOT).as_posix()
+    for level, module in imports(path):
+        home = HOST_ONLY.get(module.split(".")[0]) if level == 0 else None
+        assert home is None or inside.startswith(home), f"{inside} imports {module}"
+
+
+def test_pure_rooms_know_torch_alone() -> None:
+    allowed = {"torch", "torchdiffeq", "numpy"} | sys.stdlib_module_names
+    for room in ("alignment", "samplers"):
+        for path in sources(room):
+            for level, module in imports(path):
+                assert level or module.split(".")[0] in allowed, f"{path} imports {module}"
+
+
+def test_heavy_libraries_are_loaded_when_used() -> None:
+    code = f"import sys, diff2flow_nodes; print([m for m in {LAZY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_package_is_declared() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    skipped = {".git", ".venv", ".cache", "tests", "build", "output"}
+    packages = {
+        ".".join(["diff2flow_nodes", *init.parent.relative_to(ROOT).parts])
+        for init in ROOT.rglob("__init__.py")
+        if not skipped & set(init.relative_to(ROOT).parts)
+    }
+    assert set(declared["packages"]) == set(declared["package-dir"]) == packages
+
+
+class _Names:
+    """A host that only lists files, for INPUT_TYPES."""
+
+    def names(self, kind: str) -> list[str]:
+        return [f"some_{kind}.safetensors"]
+
+
+@pytest.fixture
+def listed() -> Iterator[None]:
+    before = list(hosts._chosen)
+    hosts.use(_Names())
+    yield
+    hosts._chosen[:] = before
+
+
+@pytest.mark.parametrize("name", sorted(diff2flow_nodes.NODE_CLASS_MAPPINGS))
+def test_node_explains_itself(listed: None, name: str) -> None:
+    node = diff2flow_nodes.NODE_CLASS_MAPPINGS[name]
+    assert name in diff2flow_nodes.NODE_DISPLAY_NAME_MAPPINGS
+    assert node.CATEGORY.startswith("Diff2Flow") and node.DESCRIPTION and callable(getattr(node, node.FUNCTION))
+    assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES)
+    for group in node.INPUT_TYPES().values():
+        for key, declaration in group.items():
+            assert len(declaration) == 2 and len(declaration[1].get("tooltip", "")) > 10, f"{name}.{key} has no tooltip"
