@@ -10,7 +10,7 @@ demo: $(READY)
 	$(RUN) -m diff2flow_nodes.bench.demo
 
 test: $(READY)
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 prior: $(READY)
 	$(RUN) -m diff2flow_nodes.bench.tiny_prior --quality bench --models .cache/models

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..hosts.headless.cli import main as run_command
+from ..cli import main as run_command
 from . import demo_picture, digits, tiny_prior
 
 ROOT = Path(__file__).resolve().parent.parent

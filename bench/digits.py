@@ -107,6 +107,15 @@ def coloured(strength: Tensor, ink: Tensor, paper: Tensor) -> Tensor:
     return (paper + strength[..., None] * (ink - paper)).clamp(0.0, 1.0)
 
 
+def moved(images: Tensor, random: torch.Generator) -> Tensor:
+    """Digits (B, 8, 8) moved by up to a third of a pixel and slanted a little, at random."""
+    change = torch.eye(2, 3).repeat(len(images), 1, 1)
+    change[:, :, 2] += (torch.rand(len(images), 2, generator=random) - 0.5) * (2 / 3) / 4
+    change[:, 0, 1] += (torch.rand(len(images), generator=random) - 0.5) * 0.16
+    grid = F.affine_grid(change, [len(images), 1, 8, 8], align_corners=False)
+    return F.grid_sample(images[:, None], grid, mode="bicubic", align_corners=False)[:, 0].clamp(0.0, 1.0)
+
+
 def varied(images: Tensor, random: torch.Generator) -> Tensor:
     """Pictures (B, 64, 64, 3) of digits (B, 8, 8) in any colours, slants and widths: what the autoencoder must know."""
     count = len(images)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..alignment import NoiseSchedule
+from ..alignment import Alignment, NoiseSchedule
+from ..samplers import integrate, time_grid
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -19,9 +20,12 @@ _BRANCH = 0.3
 _TEXT = 3.0
 _BRANCHES = ("conv2", "proj_out", "ff.net.2", "attn1.to_out.0")
 _OFF_CENTRE = 0.1
+_SNR_CAP = 5.0
 
 
-def unet_config(levels: int = 1, blocks: int = 1, family: str = "SD1", in_channels: int = 4) -> dict[str, Any]:
+def unet_config(
+    levels: int = 1, blocks: int = 1, family: str = "SD1", in_channels: int = 4, width: int = 320
+) -> dict[str, Any]:
     """Arguments of diffusers' UNet2DConditionModel for a UNet that ComfyUI takes for the family's.
 
     Args:
@@ -29,6 +33,7 @@ def unet_config(levels: int = 1, blocks: int = 1, family: str = "SD1", in_channe
         blocks: resnets a level.
         family: "SD1" or "SD2".
         in_channels: 4, or 9 for inpainting.
+        width: channels of the first level; ComfyUI wants 320.
 
     Raises:
         ValueError: another family, or levels out of range.
@@ -38,14 +43,14 @@ def unet_config(levels: int = 1, blocks: int = 1, family: str = "SD1", in_channe
     if not 1 <= levels <= len(_MULTIPLES):
         raise ValueError(f"levels must be 1 to {len(_MULTIPLES)}, not {levels}")
     attended = [level < levels - 1 or levels == 1 for level in range(levels)]
-    channels = tuple(320 * multiple for multiple in _MULTIPLES[:levels])
+    channels = tuple(width * multiple for multiple in _MULTIPLES[:levels])
     return {
         "in_channels": in_channels,
         "block_out_channels": channels,
         "layers_per_block": blocks,
         "down_block_types": tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attended),
         "up_block_types": tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
-        "attention_head_dim": 8 if family == "SD1" else tuple(width // 64 for width in channels),
+        "attention_head_dim": 8 if family == "SD1" else tuple(count // 64 for count in channels),
         "cross_attention_dim": CONTEXT_WIDTH[family],
         "use_linear_projection": family == "SD2",
     }
@@ -58,6 +63,61 @@ def random_unet(config: dict[str, Any], seed: int) -> UNet2DConditionModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DConditionModel(**config)
+
+
+def trainable_unet(width: int, seed: int) -> UNet2DConditionModel:
+    """A one-level SD1 UNet to be trained; its text is loud from the start, so that it soon heeds captions."""
+    unet = random_unet(unet_config(width=width), seed)
+    with torch.no_grad():
+        for name, module in unet.named_modules():
+            if name.endswith(("attn2.to_v", "attn2.to_out.0")):
+                module.weight *= _TEXT
+    return unet
+
+
+def denoising_loss(unet: UNet2DConditionModel, x_data: Tensor, context: Tensor, random: torch.Generator) -> Tensor:
+    """Mean squared error of eps at random tau, weighted min(SNR, 5)/SNR (Hang et al. 2023).
+
+    Args:
+        x_data: (B, 4, h, w), mean 0 and std 1.
+        context: (B, 77, width).
+        random: on the CPU.
+    """
+    tau = torch.randint(0, 1000, (len(x_data),), generator=random)
+    signal = _signal()[tau].to(x_data).reshape(-1, 1, 1, 1)
+    eps = torch.randn(x_data.shape, generator=random).to(x_data)
+    output = unet(signal.sqrt() * x_data + (1 - signal).sqrt() * eps, tau.to(x_data.device), context, return_dict=False)[0]
+    ratio = signal / (1 - signal)
+    return ((output - eps).square() * ratio.clamp(max=_SNR_CAP) / ratio).mean()
+
+
+@torch.no_grad()
+def samples(
+    unet: UNet2DConditionModel, context: Tensor, empty: Tensor, steps: int, cfg: float, seed: int, batch: int = 64
+) -> Tensor:
+    """x_data (B, 4, 8, 8) drawn by Euler steps along the aligned flow, from the schedule's terminal.
+
+    Args:
+        context: (B, 77, width); one for each sample.
+        empty: (1, 77, width), of the empty caption.
+    """
+    noise = torch.randn(len(context), 4, 8, 8, generator=torch.Generator().manual_seed(seed)).to(context)
+    parts = zip(noise.split(batch), context.split(batch))
+    return torch.cat([_sampled(unet, x_noise, part, empty, steps, cfg) for x_noise, part in parts])
+
+
+def _sampled(unet: UNet2DConditionModel, x_noise: Tensor, context: Tensor, empty: Tensor, steps: int, cfg: float) -> Tensor:
+    alignment = Alignment(NoiseSchedule.scaled_linear(), "eps")
+    both = torch.cat([context, empty.expand_as(context)])
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        x_diff, tau = alignment.to_diffusion(x, t).to(x_noise), alignment.timestep(t)
+        with_text, without = unet(x_diff.repeat(2, 1, 1, 1), tau, both, return_dict=False)[0].chunk(2)
+        return alignment.velocity(without + cfg * (with_text - without), x, t)
+
+    t_min = alignment.t_range[0]
+    x = x_noise * (t_min**2 + (1 - t_min) ** 2) ** 0.5
+    return integrate(velocity, x, time_grid(steps, start=t_min))
 
 
 @torch.no_grad()
@@ -106,7 +166,7 @@ def _task(
     x_data = torch.nn.functional.interpolate(coarse, size=(8, 8), mode="bicubic", align_corners=True)
     eps = torch.randn(x_data.shape, generator=random)
     tau = torch.randint(0, 1000, (samples,), generator=random)
-    signal = torch.as_tensor(NoiseSchedule.scaled_linear().alphas_cumprod)[tau].float().reshape(-1, 1, 1, 1)
+    signal = _signal()[tau].reshape(-1, 1, 1, 1)
     alpha, sigma = signal.sqrt(), (1 - signal).sqrt()
     x_diff = alpha * x_data + sigma * eps
     beside = torch.randn(samples, config.in_channels - 4, 8, 8, generator=random)
@@ -114,3 +174,8 @@ def _task(
     target = eps if prediction == "eps" else alpha * eps - sigma * x_data
     weight = 1.0 + (sigma / alpha).flatten()
     return (torch.cat([x_diff, beside], dim=1), tau, context), target, weight
+
+
+def _signal() -> Tensor:
+    """alpha² of SD's schedule, (1000,) float32."""
+    return torch.as_tensor(NoiseSchedule.scaled_linear().alphas_cumprod).float()

@@ -5,27 +5,20 @@ Run by `test_comfy_nodes.py` with ComfyUI's python, COMFYUI_DIR and the name of 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-PACK = Path(__file__).resolve().parent.parent
-sys.argv[1:], NAMES = ["--cpu"], sys.argv[1:]
-sys.path.insert(0, os.environ["COMFYUI_DIR"])
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
+from comfy_process import arguments, pack  # noqa: E402  (first: it starts ComfyUI)
 
 import comfy.cldm.cldm  # noqa: E402
 import comfy.controlnet  # noqa: E402
 import comfy.model_base  # noqa: E402
-import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy.samplers  # noqa: E402
@@ -33,19 +26,7 @@ import comfy.supported_models  # noqa: E402
 import nodes as stock  # noqa: E402
 import torch  # noqa: E402
 
-
-def load_pack() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "diff2flow_nodes", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["diff2flow_nodes"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 torch.set_num_threads(1)
-pack = load_pack()
 N = pack.NODE_CLASS_MAPPINGS
 CONTEXT = {"SD15": 768, "SD20": 1024, "SDXL": 2048}
 
@@ -408,7 +389,7 @@ CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().i
 
 def main() -> None:
     results = {}
-    for name in NAMES or CHECKS:
+    for name in arguments or CHECKS:
         with torch.inference_mode():
             try:
                 results[name] = {"ok": True, "found": CHECKS[name]()}

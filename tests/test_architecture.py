@@ -72,7 +72,7 @@ def test_pure_rooms_know_torch_alone() -> None:
 
 
 def test_heavy_libraries_are_loaded_when_used() -> None:
-    code = f"import sys, diff2flow_nodes; print([m for m in {LAZY!r} if m in sys.modules])"
+    code = f"import sys, diff2flow_nodes.nodes; print([m for m in {LAZY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

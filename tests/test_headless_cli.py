@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from diff2flow_nodes.hosts import use
-from diff2flow_nodes.hosts.headless import HeadlessHost, cli
+from diff2flow_nodes import cli
+from diff2flow_nodes.hosts.headless import HeadlessHost
 from diff2flow_nodes.tests.headless_fixtures import make_checkpoint, run_cli, text_to_image
 
 
@@ -147,7 +148,7 @@ def test_values_are_converted_as_declared(place):
     use(HeadlessHost(place / "models", place / "input", place / "output"))
     workflow = {key: Node(key, n["class_type"], n["inputs"]) for key, n in text_to_image(steps="4", cfg=7).items()}
     override(workflow, ["3.seed=18446744073709551615", "6.text=42", "SaveImage.filename_prefix=a b"])
-    assert plan(workflow, NodeClasses(), {})[-1] == "9"
+    assert plan(workflow, NodeClasses(dict), {})[-1] == "9"
     inputs = workflow["3"].inputs
     assert (inputs["steps"], inputs["cfg"], inputs["seed"]) == (4, 7.0, 2**64 - 1)
     assert workflow["6"].inputs["text"] == "42" and workflow["9"].inputs["filename_prefix"] == "a b"
@@ -157,7 +158,7 @@ def test_wrong_workflows_are_told_before_diffusers_is_imported(place):
     import subprocess
 
     code = (
-        "import sys; from diff2flow_nodes.hosts.headless.cli import main;"
+        "import sys; from diff2flow_nodes.cli import main;"
         f" code = main(['run', {str(place / 'none.json')!r}]);"
         " print(code, 'diffusers' in sys.modules, 'transformers' in sys.modules)"
     )

@@ -8,7 +8,8 @@ import pytest
 
 from diff2flow_nodes.files import written_whole
 from diff2flow_nodes.hosts import HostError
-from diff2flow_nodes.hosts.headless import cli, written
+from diff2flow_nodes import cli
+from diff2flow_nodes.hosts.headless import written
 from diff2flow_nodes.hosts.headless.execute import NodeFailure, execute
 from diff2flow_nodes.hosts.headless.graph import plan
 from diff2flow_nodes.hosts.headless.workflow import Node, WorkflowError
@@ -146,6 +147,12 @@ def exit_code(monkeypatch, tmp_path, raised):
     file.write_text('{"1": {"class_type": "PreviewImage", "inputs": {}}}')
     monkeypatch.setattr(cli, "plan", lambda *_: [])
     return cli.main(["run", str(file), "--output", str(tmp_path / "out")])
+
+
+def test_missing_packages_are_named_before_the_run(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "_PACKAGES", ("torch", "no_such_package"))
+    assert exit_code(monkeypatch, tmp_path, KeyboardInterrupt()) == 2
+    assert "no_such_package" in capsys.readouterr().err
 
 
 def test_files_are_told_of_as_they_appear(tmp_path):

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from diff2flow_nodes.alignment import Alignment, NoiseSchedule
@@ -117,6 +118,23 @@ def test_v_prediction_of_sd2_is_told_by_its_biases():
         return checkpoint._prediction(unet, {}, UnetLayout(unet, "x"))
 
     assert [prediction(0.1), prediction(0.08), prediction(0.1, channels=9)] == ["v", "eps", "eps"]
+
+
+@pytest.mark.parametrize(
+    "heads, context, linear, family", [(8, 768, False, "SD1"), ((5, 10, 20, 20), 1024, True, "SD2")]
+)
+def test_the_full_size_networks(heads, context, linear, family):
+    """SD1.5's and SD2.1's own configurations, on the meta device."""
+    with torch.device("meta"):
+        original = UNet2DConditionModel(
+            attention_head_dim=heads, cross_attention_dim=context, use_linear_projection=linear
+        ).state_dict()
+    layout = UnetLayout(ldm_layout.unet_to_ldm(original, blocks=2), "x")
+    assert layout.family == family and layout.config["attention_head_dim"] == heads
+    with torch.device("meta"):
+        module = UNet2DConditionModel(**layout.config)
+    assert {k: v.shape for k, v in module.state_dict().items()} == {k: v.shape for k, v in original.items()}
+    assert set(map(layout.to_diffusers, layout.parameters)) == set(original)
 
 
 def test_uneven_levels_are_read():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
 from .core_nodes import NODES
@@ -12,10 +12,15 @@ INSTALL = "install what is missing with pip install 'diff2flow-nodes[headless]'"
 
 
 class NodeClasses(Mapping[str, type]):
-    """Class id -> class. Looking up a core id imports nothing."""
+    """Class id -> class. Looking up a core id imports nothing.
 
-    def __init__(self) -> None:
+    Args:
+        load_own: gives the classes that are not core, when one is first asked for.
+    """
+
+    def __init__(self, load_own: Callable[[], Mapping[str, type]]) -> None:
         self._core = {cls.__name__: cls for cls in NODES}
+        self._load_own = load_own
 
     def __getitem__(self, name: str) -> type:
         return self._core[name] if name in self._core else self._own[name]
@@ -29,7 +34,6 @@ class NodeClasses(Mapping[str, type]):
     @cached_property
     def _own(self) -> Mapping[str, type]:
         try:
-            from ...nodes import NODE_CLASS_MAPPINGS
+            return self._load_own()
         except ImportError as error:
             raise WorkflowError(f"Diff2Flow's nodes cannot be imported ({error}); {INSTALL}") from error
-        return NODE_CLASS_MAPPINGS

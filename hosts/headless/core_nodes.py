@@ -1,4 +1,7 @@
-"""ComfyUI's core nodes that workflows around ours use, under their own ids and with their own inputs."""
+"""ComfyUI's core nodes that workflows around ours use, under their own ids and with their own inputs.
+
+VALIDATE_INPUTS is given the inputs that are values; those that are links have the default.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +85,7 @@ class CLIPTextEncode:
         return {"required": {"text": ("STRING", {"multiline": True}), "clip": ("CLIP",)}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, text: str) -> bool:
+    def VALIDATE_INPUTS(cls, text: str = "") -> bool:
         from .prompts import refuse_embeddings
 
         refuse_embeddings(text)
@@ -138,12 +141,11 @@ class LoadImage:
         return {"required": {"image": (_image_names(), {"image_upload": True})}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, image: str) -> bool | str:
+    def VALIDATE_INPUTS(cls, image: str | None = None) -> bool | str:
         try:
-            _image_path(image)
+            return image is None or bool(_image_path(image))
         except HostError as error:
             return f"{error} (images there: {closest(image, _image_names()) or 'none'})"
-        return True
 
     def load(self, image: str) -> tuple[Any, Any]:
         from .images import load_image
@@ -281,7 +283,7 @@ class SaveImage:
         return {"required": {"images": ("IMAGE",), "filename_prefix": prefix}, "hidden": _HIDDEN}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, filename_prefix: str) -> bool | str:
+    def VALIDATE_INPUTS(cls, filename_prefix: str = "ComfyUI") -> bool | str:
         from ...files import confined
 
         try:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from .. import use
-from ..port import FOLDERS, HostError
-from .classes import NodeClasses
-from .execute import NodeFailure, execute
-from .graph import plan
-from .host import HeadlessHost
-from .workflow import Workflow, WorkflowError, override, read_workflow
-from .written import announce
+from .hosts import HostError, use
+from .hosts.headless import HeadlessHost
+from .hosts.headless.classes import INSTALL, NodeClasses
+from .hosts.headless.execute import NodeFailure, execute
+from .hosts.headless.graph import plan
+from .hosts.headless.workflow import Workflow, WorkflowError, override, read_workflow
+from .hosts.headless.written import announce
+from .hosts.port import FOLDERS
+
+_PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "open_clip", "safetensors", "tqdm", "PIL")
 
 DONE, FAILED, WRONG, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -103,7 +106,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     host = _host(options)
-    classes = NodeClasses()
+    classes = NodeClasses(_own_nodes)
     try:
         workflow = read_workflow(options.workflow)
         changed = override(workflow, options.set)
@@ -118,6 +121,7 @@ def _execute(
 ) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
+        _require_packages()
         _require_writable(host.folder("output"))
         host.device  # noqa: B018 (found before the first node, if there is no such device)
         announce(_print_path, options.models, options.output)
@@ -131,6 +135,18 @@ def _execute(
     return DONE
 
 
+def _own_nodes() -> Mapping[str, type]:
+    from .nodes import NODE_CLASS_MAPPINGS
+
+    return NODE_CLASS_MAPPINGS
+
+
+def _require_packages() -> None:
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise HostError(f"the Python packages {', '.join(missing)} are not installed; {INSTALL}")
+
+
 def _require_writable(folder: Path) -> None:
     if not os.access(folder, os.W_OK):
         raise HostError(f"the output folder {folder} cannot be written to; give another one with --output")
@@ -138,7 +154,7 @@ def _require_writable(folder: Path) -> None:
 
 def _nodes(options: argparse.Namespace) -> int:
     _host(options)
-    print("\n".join(sorted(NodeClasses())))
+    print("\n".join(sorted(NodeClasses(_own_nodes))))
     return DONE
 
 
@@ -169,6 +185,6 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _version() -> str:
-    from ... import __version__
+    from . import __version__
 
     return __version__

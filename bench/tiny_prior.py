@@ -1,0 +1,272 @@
+"""Trains the tiny prior: a slim SD1.5 checkpoint of handwritten digits that stock ComfyUI loads.
+
+    python -m diff2flow_nodes.bench.tiny_prior --quality demo --models models
+
+The file becomes models/checkpoints/tiny_prior_demo.safetensors; a finished one is used again, an interrupted training
+goes on where its state was last saved (models/tiny_prior_work).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..files import written_whole
+from . import classifier, digits, ldm_layout, text_weights, tiny_taesd, tiny_unet
+from .random_prior import build_random
+from .short_training import Plan, ShortTraining
+from .widen import widened
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+
+log = logging.getLogger(__name__)
+
+WIDTH = 320
+CFG = 3.0
+"""Guidance that the prior is judged with; the one to use."""
+_VERSION = 1
+_KEY = "diff2flow.tiny_prior"
+_ACCURACY = "diff2flow.accuracy_50_steps"
+_PLAIN_SHARE = 3
+_EMPTY_CAPTIONS = 0.1
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How much is trained.
+
+    Args:
+        name: part of the file's name.
+        autoencoder, unet: plans.
+        autoencoder_batch, unet_batch: images a step.
+        copies: channels of the stored UNet for one that is trained (1, 2, 5 or 10).
+        variants: drawings of each digit, slightly moved if there is more than one.
+        accuracy: share of 50-step samples that must be read right; the UNet is trained again until they are. 0: once.
+        judged: number of samples for that.
+        rounds: at most.
+        seed: of everything.
+    """
+
+    name: str
+    autoencoder: Plan
+    unet: Plan
+    autoencoder_batch: int = 12
+    unet_batch: int = 16
+    copies: int = 5
+    variants: int = 1
+    accuracy: float = 0.0
+    judged: int = 500
+    rounds: int = 1
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Tells files of other settings apart."""
+        return hashlib.sha256(repr((_VERSION, sorted(asdict(self).items()))).encode()).hexdigest()[:16]
+
+
+QUALITIES = {
+    "demo": Quality("demo", autoencoder=Plan(steps=110, rate=1e-3, warm_up=20, average=0.98), unet=Plan(steps=900, rate=2e-3)),
+    "bench": Quality(
+        "bench",
+        autoencoder=Plan(steps=1500, rate=1e-3, warm_up=20, average=0.995),
+        unet=Plan(steps=8000, rate=1e-3, warm_up=100, average=0.999, save_every=300.0),
+        unet_batch=32,
+        copies=2,
+        variants=4,
+        accuracy=0.97,
+        rounds=6,
+    ),
+}
+
+
+def build(quality: Quality, models: Path) -> Path:
+    """The checkpoint's path; trained if it is not there yet.
+
+    Args:
+        models: the models folder; the file is models/checkpoints/tiny_prior_<name>.safetensors.
+    """
+    path = Path(models) / "checkpoints" / f"tiny_prior_{quality.name}.safetensors"
+    if is_finished(path, quality):
+        log.info("%s is there already", path)
+        return path
+    work = Path(models) / "tiny_prior_work" / quality.name
+    text = text_weights.clip_l(quality.seed)
+    captions = Captions(text)
+    autoencoder = train_autoencoder(quality, work)
+    z = latents(autoencoder, quality)
+    scale, shift = tiny_taesd.file_scale(z)
+    unet, accuracy = train_unet(quality, z, autoencoder, captions, work)
+    state = ldm_layout.checkpoint(
+        {key: value.half() for key, value in ldm_layout.unet_to_ldm(wide_state(unet, quality), 1).items()},
+        ldm_layout.taesd_to_comfy(autoencoder.state_dict(), scale, shift),
+        text,
+    )
+    _write(path, state, {_KEY: quality.key, _ACCURACY: "" if accuracy is None else f"{accuracy:.4f}"})
+    shutil.rmtree(work, ignore_errors=True)
+    log.info("%s: %.0f MB", path, path.stat().st_size / 1e6)
+    return path
+
+
+def is_finished(path: Path, quality: Quality) -> bool:
+    """Whether the file is there and was trained with these settings."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return False
+    with safe_open(str(path), framework="pt") as file:
+        return (file.metadata() or {}).get(_KEY) == quality.key
+
+
+class Captions:
+    """The embeddings of all captions the prior is trained with, by the text encoder that sampling uses.
+
+    Args:
+        text: weights of `text_weights.clip_l`.
+
+    Attributes:
+        usual: (10, 77, 768), "a handwritten three" and so on.
+        empty: (1, 77, 768).
+    """
+
+    def __init__(self, text: Mapping[str, Tensor]) -> None:
+        from ..hosts.headless.text import read_text_encoder
+
+        prefixed = {ldm_layout.TEXT_PREFIX + key: value for key, value in text.items()}
+        encoder = read_text_encoder(prefixed, "SD1", "the tiny prior", torch.device("cpu"))
+        embedded = {caption: encoder.encode(caption)[0][0] for caption in {"", *self._all()}}
+        self.empty = embedded[""]
+        self._by_template = torch.stack(
+            [torch.cat([embedded[digits.caption(i, template)] for i in range(10)]) for template in digits.CAPTIONS]
+        )
+        self.usual = self._by_template[0]
+
+    @staticmethod
+    def _all() -> list[str]:
+        return [digits.caption(i, template) for template in digits.CAPTIONS for i in range(10)]
+
+    def drawn(self, labels: Tensor, random: torch.Generator) -> Tensor:
+        """A caption's embedding (B, 77, 768) for each label, in any of the wordings; a tenth are empty."""
+        template = torch.randint(0, len(self._by_template), labels.shape, generator=random)
+        empty = torch.rand(labels.shape, generator=random) < _EMPTY_CAPTIONS
+        return torch.where(empty[:, None, None], self.empty, self._by_template[template, labels])
+
+
+def train_autoencoder(quality: Quality, work: Path) -> AutoencoderTiny:
+    """The autoencoder, trained on plain digits and on digits in all colours, slants and widths."""
+    module = tiny_taesd.block_mean_autoencoder(quality.seed)
+    images, _ = digits.split(held_out=False)
+    batch, plain = quality.autoencoder_batch, quality.autoencoder_batch // _PLAIN_SHARE
+
+    def loss(random: torch.Generator) -> Tensor:
+        chosen = images[torch.randint(0, len(images), (batch,), generator=random)]
+        pictures = [digits.render(chosen[:plain], digits.STYLES["plain"]), digits.varied(chosen[plain:], random)]
+        return tiny_taesd.reconstruction_loss(module, torch.cat(pictures), plain, random)
+
+    training = ShortTraining(module, quality.autoencoder, work / "autoencoder.safetensors", quality.key, "autoencoder")
+    training.run(loss)
+    return training.averaged()
+
+
+def latents(autoencoder: AutoencoderTiny, quality: Quality) -> Tensor:
+    """z (variants · N, 4, 8, 8) of the plain digits, all of one variant together."""
+    images, _ = digits.split(held_out=False)
+    random = torch.Generator().manual_seed(quality.seed)
+    plain = digits.STYLES["plain"]
+    drawn = [digits.render(images, plain)]
+    for _ in range(quality.variants - 1):
+        drawn.append(digits.render(digits.moved(images, random), plain))
+    return torch.cat([tiny_taesd.encode(autoencoder, pictures) for pictures in drawn])
+
+
+def train_unet(
+    quality: Quality, z: Tensor, autoencoder: AutoencoderTiny, captions: Captions, work: Path
+) -> tuple[UNet2DConditionModel, float | None]:
+    """The UNet, as narrow as it is trained, and the share of its samples that is read right (None: not asked for)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    unet = tiny_unet.trainable_unet(WIDTH // quality.copies, quality.seed).to(device)
+    labels = digits.split(held_out=False)[1].repeat(quality.variants)
+    mean, std = z.mean(), z.std()
+
+    def loss(random: torch.Generator) -> Tensor:
+        chosen = torch.randint(0, len(z), (quality.unet_batch,), generator=random)
+        x_data, context = (z[chosen] - mean) / std, captions.drawn(labels[chosen], random)
+        return tiny_unet.denoising_loss(unet, x_data.to(device), context.to(device), random)
+
+    accuracy = None
+    for number in range(quality.rounds):
+        title = "network" if quality.rounds == 1 else f"network, round {number + 1}"
+        plan = replace(quality.unet, seed=quality.unet.seed + number)
+        training = ShortTraining(unet, plan, work / f"unet_{number}.safetensors", quality.key, title)
+        training.run(loss)
+        training.averaged()
+        if quality.accuracy:
+            accuracy = accuracy_of(unet, autoencoder, captions, (mean, std), quality.judged)
+            log.info("%s: %.1f %% of %d samples in 50 steps are read right", title, 100 * accuracy, quality.judged)
+        if accuracy is None or accuracy >= quality.accuracy:
+            break
+    return unet, accuracy
+
+
+def accuracy_of(
+    unet: UNet2DConditionModel,
+    autoencoder: AutoencoderTiny,
+    captions: Captions,
+    moments: tuple[Tensor, Tensor],
+    count: int,
+    steps: int = 50,
+    cfg: float = CFG,
+) -> float:
+    """Share of samples that the classifier reads as the digit they were asked for.
+
+    Args:
+        moments: mean and standard deviation of z.
+        count: number of samples, all digits in turn.
+    """
+    device = next(unet.parameters()).device
+    wanted = torch.arange(count) % len(digits.WORDS)
+    x_data = tiny_unet.samples(unet, captions.usual[wanted].to(device), captions.empty.to(device), steps, cfg, seed=1)
+    pictures = tiny_taesd.decode(autoencoder, x_data.cpu() * moments[1] + moments[0])
+    return float((classifier.classify(pictures) == wanted).float().mean())
+
+
+def wide_state(unet: UNet2DConditionModel, quality: Quality) -> dict[str, Tensor]:
+    """The state dict at 320 channels."""
+    wide = tiny_unet.random_unet(tiny_unet.unet_config(), quality.seed).state_dict()
+    narrow = {key: value.cpu() for key, value in unet.state_dict().items()}
+    return widened(narrow, wide, quality.copies, quality.seed)
+
+
+def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    described = {"modelspec.title": f"Diff2Flow tiny prior ({path.stem})", "modelspec.architecture": "stable-diffusion-v1"}
+    with written_whole(path) as temporary:
+        save_file(dict(state), str(temporary), metadata=described | metadata)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m diff2flow_nodes.bench.tiny_prior", description=__doc__.split("\n")[0])
+    parser.add_argument("--quality", choices=(*QUALITIES, "random"), default="demo", help="random: untrained, in seconds")
+    parser.add_argument("--models", type=Path, required=True, help="models folder, outside git")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.quality == "random":
+        log.info("%s", build_random(options.models / "checkpoints" / "tiny_random.safetensors"))
+    else:
+        build(QUALITIES[options.quality], options.models)
+
+
+if __name__ == "__main__":
+    main()
