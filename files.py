@@ -32,7 +32,9 @@ def confined(folder: Path, name: str) -> Path:
         )
     path = folder.joinpath(*parts)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"the name {name!r} leads out of the folder '{folder.name}' through a link; choose another name")
+        raise ValueError(
+            f"the name {name!r} leads out of the folder '{folder.name}' through a link; choose another name"
+        )
     return path
 
 

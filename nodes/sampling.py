@@ -125,7 +125,9 @@ class Diff2FlowSampler:
                 "negative": ("CONDITIONING", {"tooltip": "What it should not show; without effect at CFG 1."}),
                 "latent_image": (
                     "LATENT",
-                    {"tooltip": "Empty latents give size and batch; an encoded image is varied where denoise is below 1."},
+                    {
+                        "tooltip": "Empty latents give size and batch; an encoded image is varied where denoise is below 1."
+                    },
                 ),
                 "seed": (
                     "INT",
@@ -206,7 +208,11 @@ class Diff2FlowSolver:
                 ),
                 "atol": (
                     "FLOAT",
-                    {"default": ATOL, **tolerance, "tooltip": "dopri5 only: absolute error allowed a step, in latent units."},
+                    {
+                        "default": ATOL,
+                        **tolerance,
+                        "tooltip": "dopri5 only: absolute error allowed a step, in latent units.",
+                    },
                 ),
             }
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -13,66 +14,72 @@ LAST_SIGMA = 1e-3
 """Solvers that look at the end point t = 1 ask the denoiser here instead: velocity = (x_data_hat - x) / sigma_flow has
 no value at 0, and the network's timestep has been 0 since t_max < 1 - LAST_SIGMA for every schedule in use."""
 
+Denoiser = Callable[..., Tensor]
+Report = Callable[[dict[str, Any]], None]
 
-def sample_flow(
-    denoiser: Callable[..., Tensor],
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
-    disable: bool | None = None,
-    solver: str = "euler",
-    rtol: float = 1e-3,
-    atol: float = 1e-4,
-) -> Tensor:
-    """Solves dx/dt = velocity for a denoiser that speaks sigma_flow.
 
-    velocity(x, t) = (x_data_hat - x) / (1 - t), with x_data_hat = denoiser(x, sigma_flow).
+@dataclass(frozen=True)
+class FlowSampler:
+    """A k-diffusion style sampler that solves dx/dt = velocity, velocity(x, t) = (x_data_hat - x) / (1 - t).
 
     Args:
-        denoiser: called as denoiser(x, sigma (B,), **extra_args), returns x_data_hat.
-        x: x_flow at sigmas[0], (B, *dims).
-        sigmas: decreasing sigma_flow (steps + 1,).
-        callback: called after each step with a dict: i, x, denoised, sigma, sigma_hat (k-diffusion's keys).
-        disable: for k-diffusion's signature; progress is the callback's affair.
         solver, rtol, atol: see `integrate`.
-    """
-    walk = _Walk(denoiser, extra_args or {}, x.shape[0])
-    times = 1.0 - sigmas.double().cpu()
-    return integrate(walk.velocity, x, times, solver, walk.reporter(sigmas, callback), rtol=rtol, atol=atol)
-
-
-def sample_sigma_k(
-    denoiser: Callable[..., Tensor],
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
-    disable: bool | None = None,
-    solver: str = "euler",
-    rtol: float = 1e-3,
-    atol: float = 1e-4,
-) -> Tensor:
-    """The same for a denoiser that speaks sigma_k = (1 - t)/t, as stock eps and v models do in ComfyUI.
-
-    The path is walked in flow time: x_flow = t x_k, t = 1/(1 + sigma_k) (the VE maps of DESIGN §2).
+        speaks_flow: tells of a denoiser whether its sigma is sigma_flow = 1 - t. Else it is sigma_k = (1 - t)/t, as for
+            stock eps and v models in ComfyUI; the path is walked in flow time all the same: x_flow = t x_k,
+            t = 1/(1 + sigma_k) (the VE maps of DESIGN §2).
     """
 
-    def flow_denoiser(x_flow: Tensor, sigma: Tensor, **extra: Any) -> Tensor:
-        t = (1.0 - sigma).reshape(-1, *[1] * (x_flow.ndim - 1))
-        return denoiser(x_flow / t, sigma / (1.0 - sigma), **extra)
+    solver: str
+    rtol: float
+    atol: float
+    speaks_flow: Callable[[Denoiser], bool]
 
-    t = 1.0 / (1.0 + sigmas.double())
-    x_flow = sample_flow(
-        flow_denoiser, (x * t[0]).to(x.dtype), 1.0 - t, extra_args, callback, disable, solver, rtol, atol
-    )
-    return (x_flow / t[-1]).to(x.dtype)
+    @property
+    def __name__(self) -> str:
+        """As a sampler function would have it."""
+        return f"diff2flow_{self.solver}"
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any] | None = None,
+        callback: Report | None = None,
+        disable: bool | None = None,
+    ) -> Tensor:
+        """The state at sigmas[-1].
+
+        Args:
+            denoiser: called as denoiser(x, sigma (B,), **extra_args), returns x_data_hat.
+            x: the state at sigmas[0], (B, *dims).
+            sigmas: decreasing (steps + 1,), in the denoiser's unit.
+            callback: called after each step with k-diffusion's dict: i, x, denoised, sigma, sigma_hat.
+            disable: for k-diffusion's signature; progress is the callback's affair.
+        """
+        flow = self.speaks_flow(denoiser)
+        t = 1.0 - sigmas.double() if flow else 1.0 / (1.0 + sigmas.double())
+        walk = _Walk(denoiser if flow else _in_flow_time(denoiser), extra_args or {}, x.shape[0])
+        x_flow = x if flow else (x * t[0]).to(x.dtype)
+        report = walk.reporter(sigmas, callback)
+        x_flow = integrate(walk.velocity, x_flow, t.cpu(), self.solver, report, rtol=self.rtol, atol=self.atol)
+        return x_flow if flow else (x_flow / t[-1]).to(x.dtype)
+
+
+def _in_flow_time(denoiser: Denoiser) -> Denoiser:
+    """A denoiser of sigma_k called with sigma_flow and x_flow: x_k = x_flow/t, sigma_k = (1 - t)/t."""
+
+    def denoised(x_flow: Tensor, sigma: Tensor, **extra: Any) -> Tensor:
+        t = 1.0 - sigma
+        return denoiser(x_flow / t.reshape(-1, *[1] * (x_flow.ndim - 1)), sigma / t, **extra)
+
+    return denoised
 
 
 class _Walk:
     """Velocity calls on a denoiser, remembering the latest x_data_hat for previews."""
 
-    def __init__(self, denoiser: Callable[..., Tensor], extra_args: dict[str, Any], batch: int) -> None:
+    def __init__(self, denoiser: Denoiser, extra_args: dict[str, Any], batch: int) -> None:
         self._denoiser, self._extra_args, self._batch = denoiser, extra_args, batch
         self._denoised: Tensor | None = None
 
@@ -81,13 +88,11 @@ class _Walk:
         self._denoised = self._denoiser(x, sigma.expand(self._batch), **self._extra_args)
         return (self._denoised - x) / sigma
 
-    def reporter(
-        self, sigmas: Tensor, callback: Callable[[dict[str, Any]], None] | None
-    ) -> Callable[[int, Tensor, Tensor, Tensor], None] | None:
+    def reporter(self, sigmas: Tensor, callback: Report | None) -> Callable[[int, float, Tensor, Tensor], None] | None:
         if callback is None:
             return None
 
-        def report(step: int, t: Tensor, x: Tensor, velocity: Tensor) -> None:
+        def report(step: int, t: float, x: Tensor, velocity: Tensor) -> None:
             callback({"i": step, "x": x, "denoised": self._denoised, "sigma": sigmas[step], "sigma_hat": sigmas[step]})
 
         return report

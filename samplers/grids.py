@@ -53,9 +53,7 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
     return t / (t + shift * (1 - t))
 
 
-def time_grid(
-    steps: int, shape: str = "uniform", start: float = 0.0, end: float = 1.0, shift: float = 1.0
-) -> Tensor:
+def time_grid(steps: int, shape: str = "uniform", start: float = 0.0, end: float = 1.0, shift: float = 1.0) -> Tensor:
     """Return the steps + 1 flow times of a sampling run, increasing, with exact ends.
 
     t_i = start + (end - start)·shift_time(shape(i/steps), shift)

@@ -24,21 +24,40 @@ def base(checkpoint: str, prompt: str = "a handwritten (three:1.2)", batch: int 
 def saved(graph: Graph, samples: str, prefix: str) -> Graph:
     """The graph with VAEDecode and SaveImage behind the node `samples`; the saving node has the prefix's name."""
     decode = node("VAEDecode", samples=[samples, 0], vae=["ckpt", 2])
-    return {**graph, f"{prefix}_decode": decode, prefix: node("SaveImage", images=[f"{prefix}_decode", 0], filename_prefix=prefix)}
+    return {
+        **graph,
+        f"{prefix}_decode": decode,
+        prefix: node("SaveImage", images=[f"{prefix}_decode", 0], filename_prefix=prefix),
+    }
 
 
 def diff2flow(model: list[Any], steps: int = 4, latent: str = "latent", **changes: Any) -> dict[str, Any]:
     """A Diff2FlowSampler node."""
     inputs = {"seed": 5, "steps": steps, "cfg": 3.0, "solver": "euler", "denoise": 1.0, "start": "auto", **changes}
     return node(
-        "Diff2FlowSampler", model=model, positive=["positive", 0], negative=["negative", 0], latent_image=[latent, 0], **inputs
+        "Diff2FlowSampler",
+        model=model,
+        positive=["positive", 0],
+        negative=["negative", 0],
+        latent_image=[latent, 0],
+        **inputs,
     )
 
 
 def ksampler(model: list[Any], steps: int = 8, latent: str = "latent", **changes: Any) -> dict[str, Any]:
     """A stock KSampler node."""
-    inputs = {"seed": 5, "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0, **changes}
-    return node("KSampler", model=model, positive=["positive", 0], negative=["negative", 0], latent_image=[latent, 0], **inputs)
+    inputs = {
+        "seed": 5,
+        "steps": steps,
+        "cfg": 5.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 1.0,
+        **changes,
+    }
+    return node(
+        "KSampler", model=model, positive=["positive", 0], negative=["negative", 0], latent_image=[latent, 0], **inputs
+    )
 
 
 def stock_flow(graph: Graph, model: list[Any], name: str, steps: int = 4) -> Graph:
@@ -63,6 +82,11 @@ def training(graph: Graph, folder: str, output_name: str, steps: int = 3, **chan
         "dataset": node("Diff2FlowImageDataset", folder=folder, vae=["ckpt", 2], clip=["ckpt", 1], resolution=64),
         "lora": node("Diff2FlowLoraConfig", preset="light", rank=16, alpha=16.0),
         "train": node(
-            "Diff2FlowTrain", model=["ckpt", 0], dataset=["dataset", 0], lora=["lora", 0], output_name=output_name, **inputs
+            "Diff2FlowTrain",
+            model=["ckpt", 0],
+            dataset=["dataset", 0],
+            lora=["lora", 0],
+            output_name=output_name,
+            **inputs,
         ),
     }

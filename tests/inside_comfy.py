@@ -189,7 +189,9 @@ def check_image_to_image() -> dict[str, float]:
     model = network()
     image = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))}
     found = {str(d): difference(ours(model, latents=image, denoise=d), image["samples"]) for d in (0.1, 0.5, 1.0)}
-    found["stock"] = difference(ours(model, latents=image, denoise=0.5), stock_custom(exact_timesteps(model), latents=image, denoise=0.5))
+    found["stock"] = difference(
+        ours(model, latents=image, denoise=0.5), stock_custom(exact_timesteps(model), latents=image, denoise=0.5)
+    )
     assert found["0.1"] < found["0.5"] < found["1.0"] and found["stock"] <= 1e-5, found
     return found
 
@@ -207,7 +209,9 @@ def check_control_net() -> dict[str, float]:
     device = torch.device("cpu")
     control = comfy.controlnet.ControlNet(net, load_device=device, manual_cast_dtype=None)
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(9))
-    positive, _ = run_node("ControlNetApplyAdvanced", conditioning(), conditioning(seed=2), control, hint, 1.0, 0.0, 1.0)
+    positive, _ = run_node(
+        "ControlNetApplyAdvanced", conditioning(), conditioning(seed=2), control, hint, 1.0, 0.0, 1.0
+    )
     with_control = ours(model, positive=positive)
     found = {
         "effect": difference(with_control, ours(model)),
@@ -221,7 +225,9 @@ def check_inpainting_network() -> dict[str, float]:
     """A UNet with 9 channels samples through the stock inpainting conditioning."""
     model = network(in_channels=9)
     image = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(5))
-    positive = [[c, {**d, "concat_latent_image": image, "concat_mask": torch.ones(1, 1, 64, 64)}] for c, d in conditioning()]
+    positive = [
+        [c, {**d, "concat_latent_image": image, "concat_mask": torch.ones(1, 1, 64, 64)}] for c, d in conditioning()
+    ]
     mine = ours(model, positive=positive)
     found = {"stock": difference(mine, stock_custom(exact_timesteps(model), positive=positive))}
     assert found["stock"] <= 1e-5, found
@@ -243,7 +249,9 @@ def check_every_solver() -> dict[str, float]:
         sampler = run_node("Diff2FlowSolver", name, 1e-4, 1e-4)[0]
         for label, target in (("patched", patched), ("stock", exact_timesteps(model))):
             sigmas = run_node("Diff2FlowSigmas", target, steps, "uniform", 1.0)[0]
-            out = run_node("SamplerCustom", target, True, 7, 4.0, conditioning(), conditioning(seed=2), sampler, sigmas, latent())
+            out = run_node(
+                "SamplerCustom", target, True, 7, 4.0, conditioning(), conditioning(seed=2), sampler, sigmas, latent()
+            )
             found[f"{name} {label}"] = difference(out[0]["samples"], fine)
     assert max(found.values()) < 0.05, found
     return found
@@ -256,7 +264,9 @@ def check_every_stock_sampler() -> dict[str, Any]:
     pairs = [(s, "simple") for s in comfy.samplers.KSampler.SAMPLERS]
     pairs += [("euler", s) for s in comfy.samplers.KSampler.SCHEDULERS]
     for sampler, scheduler in pairs:
-        out = run_node("KSampler", patched, 7, 6, 4.0, sampler, scheduler, conditioning(), conditioning(seed=2), latent(1))
+        out = run_node(
+            "KSampler", patched, 7, 6, 4.0, sampler, scheduler, conditioning(), conditioning(seed=2), latent(1)
+        )
         samples = out[0]["samples"]
         if not torch.isfinite(samples).all() or samples.std() > 50:
             failed[f"{sampler}/{scheduler}"] = float(samples.std())
@@ -372,7 +382,14 @@ def check_loras() -> dict[str, float]:
     plain = ours(model)
     assert torch.equal(plain, ours(host.apply_lora(model, None, first, 0.0, None)[0]))
     assert host.facts(one).loras and host.facts(both).loras and not host.facts(model).loras
-    assert float(run_node("Diff2FlowSigmas", run_node("Diff2FlowModel", both, "auto", "auto", "auto", 1.0)[0], 4, "uniform", 1.0)[0][0]) == 1.0
+    assert (
+        float(
+            run_node(
+                "Diff2FlowSigmas", run_node("Diff2FlowModel", both, "auto", "auto", "auto", 1.0)[0], 4, "uniform", 1.0
+            )[0][0]
+        )
+        == 1.0
+    )
     found = {"one": difference(ours(one), plain), "both": difference(ours(both), ours(one))}
     assert found["one"] > 0.01 and found["both"] > 0.01, found
     try:

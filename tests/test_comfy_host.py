@@ -187,7 +187,10 @@ def test_interrupt_saves_and_leaves_nothing_patched(server: ComfyServer) -> None
     plain["latent"]["inputs"]["batch_size"] = 2
     plain["negative"]["inputs"]["text"] = "blurred "  # not from the cache
     plain["plain"]["inputs"]["filename_prefix"] = "plain_again"
-    assert np.array_equal(in_comfy(server, plain, "plain"), before) or distance(in_comfy(server, plain, "plain"), before) == 0
+    assert (
+        np.array_equal(in_comfy(server, plain, "plain"), before)
+        or distance(in_comfy(server, plain, "plain"), before) == 0
+    )
 
 
 def _wait_for_step(server: ComfyServer) -> None:
@@ -214,7 +217,8 @@ def test_bad_files_are_named(server: ComfyServer, inputs: dict[str, str], words:
     _write_bad_files(server.base / "models")
     graph = {
         "load": node(
-            "Diff2FlowCheckpointLoader", **{"ckpt_name": CHECKPOINT, "lora_name": "None", "lora_strength": 1.0, **inputs}
+            "Diff2FlowCheckpointLoader",
+            **{"ckpt_name": CHECKPOINT, "lora_name": "None", "lora_strength": 1.0, **inputs},
         ),
         "latent": node("EmptyLatentImage", width=64, height=64, batch_size=1),
         "decode": node("VAEDecode", samples=["latent", 0], vae=["load", 2]),

@@ -33,7 +33,9 @@ def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
             " checkpoint; copy it again or choose another"
         ) from error
     if model is None or clip is None:
-        raise HostError(f"the checkpoint '{name}' has no {'text encoder' if model else 'UNet'}; choose a full checkpoint")
+        raise HostError(
+            f"the checkpoint '{name}' has no {'text encoder' if model else 'UNet'}; choose a full checkpoint"
+        )
     model.set_attachments(BASE, name)
     return model, clip, vae
 
@@ -46,6 +48,11 @@ def apply_lora(
     require_fit(state, _shapes(model, clip), models.family(model), trained_for)
     if strength == 0:
         return model.clone(), None if clip is None else clip.clone()
+    if not comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(state)), _keys(model, clip), log_missing=False):
+        raise HostError(
+            f"the file holds no LoRA layer that this {models.family(model)} model has (its first key is"
+            f" '{next(iter(state), '')}'); choose a LoRA trained for {models.family(model)}"
+        )
     new_model, new_clip = comfy.sd.load_lora_for_models(model, clip, dict(state), strength, strength)
     if metadata is not None:
         new_model.set_attachments(models.LORAS, (*model.attachments.get(models.LORAS, ()), dict(metadata)))
@@ -54,9 +61,14 @@ def apply_lora(
 
 def _shapes(model: Any, clip: Any) -> dict[str, tuple[int, ...]]:
     """Weight shapes by the layer names that ComfyUI accepts in LoRA files."""
-    keys = comfy.lora.model_lora_keys_unet(model.model, {})
     weights = dict(model.model.state_dict())
     if clip is not None:
-        keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
         weights.update(clip.cond_stage_model.state_dict())
-    return {name: tuple(weights[key].shape) for name, key in keys.items() if isinstance(key, str) and key in weights}
+    found = _keys(model, clip).items()
+    return {name: tuple(weights[key].shape) for name, key in found if isinstance(key, str) and key in weights}
+
+
+def _keys(model: Any, clip: Any) -> dict[str, Any]:
+    """ComfyUI's own map from names in LoRA files to weights."""
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    return keys if clip is None else comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)

@@ -14,7 +14,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...samplers.denoiser import sample_flow, sample_sigma_k
+from ...samplers.denoiser import FlowSampler
 from ...samplers.parameterization import FlowParameterization
 
 _TABLE = 1000
@@ -96,23 +96,11 @@ def sampler(function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
 
 def solver(solver: str, rtol: float, atol: float) -> Any:
     """SAMPLER that solves the flow, whatever sigma means for the model that it is given."""
-    return sampler(_solve, {"solver": solver, "rtol": rtol, "atol": atol})
+    return sampler(FlowSampler(solver, rtol, atol, _speaks_flow), {})
 
 
-def _solve(
-    model: Any,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
-    disable: bool | None = None,
-    solver: str = "euler",
-    rtol: float = 1e-3,
-    atol: float = 1e-4,
-) -> Tensor:
-    sampling = model.inner_model.inner_model.model_sampling
-    walk = sample_flow if isinstance(sampling, comfy.model_sampling.CONST) else sample_sigma_k
-    return walk(model, x, sigmas, extra_args, callback, disable, solver=solver, rtol=rtol, atol=atol)
+def _speaks_flow(denoiser: Any) -> bool:
+    return isinstance(denoiser.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST)
 
 
 def sample(

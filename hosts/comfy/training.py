@@ -28,7 +28,7 @@ class ComfyBackbone:
         self.module: nn.Module = patcher.model.diffusion_model
         self.family, self.prediction, self.schedule = facts.family, facts.prediction, facts.schedule
         self.device = patcher.load_device
-        self.dtype = patcher.model.get_dtype_inference()
+        self.dtype = self._base.manual_cast_dtype or self._base.get_dtype()
         self.base_name = patcher.attachments.get(loading.BASE, "")
         self.base_hash = _hash_of(self.base_name)
 
@@ -55,7 +55,9 @@ class ComfyBackbone:
         if self.family == "SDXL":
             return own
         to_own = comfy.utils.unet_to_diffusers(self._base.model_config.unet_config)
-        diffusers = {v.removesuffix(".weight"): k.removesuffix(".weight") for k, v in to_own.items() if k.endswith(".weight")}
+        diffusers = {
+            v.removesuffix(".weight"): k.removesuffix(".weight") for k, v in to_own.items() if k.endswith(".weight")
+        }
         return {name: diffusers[name] for name in own if name in diffusers}
 
 

@@ -86,9 +86,9 @@ class HeadlessHost:
         return Sampler(function, dict(options))
 
     def solver(self, solver: str, rtol: float, atol: float) -> Any:
-        from .sampling import Sampler, solve
+        from . import sampling
 
-        return Sampler(solve, {"solver": solver, "rtol": rtol, "atol": atol})
+        return sampling.solver(solver, rtol, atol)
 
     def sample(
         self,

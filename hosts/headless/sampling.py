@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...samplers.denoiser import sample_flow, sample_sigma_k
+from ...samplers.denoiser import FlowSampler
 from ..port import HostError
 from .guidance import Denoiser, repeated
 from .model import LATENT_SCALE, Model
@@ -33,7 +33,7 @@ def euler(
     callback: Callable[[dict[str, Any]], None] | None = None,
     disable: bool | None = None,
 ) -> Tensor:
-    """Euler steps in sigma: x += (x - x_data_hat)/sigma · (next sigma - sigma). Arguments as in `sample_flow`."""
+    """Euler steps in sigma: x += (x - x_data_hat)/sigma · (next sigma - sigma). Arguments as in `FlowSampler`."""
     for i in range(len(sigmas) - 1):
         sigma = sigmas[i]
         denoised = denoiser(x, sigma.expand(len(x)), **(extra_args or {}))
@@ -43,20 +43,9 @@ def euler(
     return x
 
 
-def solve(
-    denoiser: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
-    disable: bool | None = None,
-    solver: str = "euler",
-    rtol: float = 1e-3,
-    atol: float = 1e-4,
-) -> Tensor:
-    """`samplers.integrate` in flow time, whatever sigma means to the model. Arguments as in `sample_flow`."""
-    walk = sample_flow if denoiser.levels.flow else sample_sigma_k
-    return walk(denoiser, x, sigmas, extra_args, callback, disable, solver=solver, rtol=rtol, atol=atol)
+def solver(solver: str, rtol: float, atol: float) -> Sampler:
+    """SAMPLER that solves the flow, whatever sigma means for the model that it is given."""
+    return Sampler(FlowSampler(solver, rtol, atol, lambda denoiser: denoiser.levels.flow), {})
 
 
 def seeded_noise(latent: Tensor, seed: int) -> Tensor:

@@ -1,0 +1,218 @@
+"""The tiny prior: its file's layout, its digits, its classifier, and a training that goes on where it was stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from diff2flow_nodes.bench import classifier, digits, ldm_layout, text_weights, tiny_prior, tiny_taesd, tiny_unet
+from diff2flow_nodes.bench.demo_picture import compose
+from diff2flow_nodes.bench.random_prior import build_random
+from diff2flow_nodes.bench.short_training import Plan, ShortTraining
+from diff2flow_nodes.bench.widen import widened
+
+
+torch.set_num_threads(1)  # tiny networks: on a busy machine more threads only wait for each other
+
+
+@pytest.mark.parametrize(("levels", "blocks", "family"), [(1, 1, "SD1"), (2, 2, "SD1"), (3, 1, "SD2")])
+def test_unet_names_come_back_as_diffusers_reads_them(levels: int, blocks: int, family: str) -> None:
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    config = tiny_unet.unet_config(levels, blocks, family, width=64)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+    state = {name: torch.tensor([float(i)]) for i, name in enumerate(unet.state_dict())}
+    named = {ldm_layout.UNET_PREFIX + name: value for name, value in ldm_layout.unet_to_ldm(state, blocks).items()}
+    assert convert_ldm_unet_checkpoint(dict(named), unet.config) == state
+
+
+def test_a_foreign_key_is_named() -> None:
+    with pytest.raises(ValueError, match="joint_blocks"):
+        ldm_layout.unet_to_ldm({"joint_blocks.0.weight": torch.zeros(1)}, 1)
+
+
+@pytest.mark.parametrize("copies", [2, 5, 10])
+def test_a_widened_unet_computes_the_same(copies: int) -> None:
+    narrow = tiny_unet.trainable_unet(320 // copies, seed=1).eval()
+    wide = tiny_unet.random_unet(tiny_unet.unet_config(), seed=0).eval()
+    wide.load_state_dict(widened(narrow.state_dict(), wide.state_dict(), copies, seed=0))
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3.5, 900.0]), torch.randn(2, 77, 768)
+    with torch.no_grad():
+        assert torch.allclose(narrow(*inputs).sample, wide(*inputs).sample, atol=1e-5)
+
+
+def test_a_wrong_number_of_copies_is_refused() -> None:
+    narrow = tiny_unet.trainable_unet(160, seed=1).state_dict()
+    wide = tiny_unet.random_unet(tiny_unet.unet_config(), seed=0).state_dict()
+    with pytest.raises(ValueError, match="with 5 copies"):
+        widened(narrow, wide, 5, seed=0)
+
+
+@pytest.fixture(scope="module")
+def random_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_random(tmp_path_factory.mktemp("prior") / "random.safetensors", text_layers=1)
+
+
+def test_the_random_file_has_every_part(random_file: Path) -> None:
+    state = load_file(str(random_file))
+    assert state["model.diffusion_model.input_blocks.0.0.weight"].shape == (320, 4, 3, 3)
+    assert state["model.diffusion_model.input_blocks.1.1.proj_in.weight"].ndim == 4
+    assert state["model.diffusion_model.output_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"].shape == (320, 768)
+    assert state["first_stage_model.taesd_decoder.1.weight"].shape == (64, 4, 3, 3)
+    assert state["first_stage_model.vae_scale"].shape == ()
+    token = state["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"]
+    assert token.shape == (49408, 768) and token.dtype == torch.float16
+    assert "v_pred" not in state
+
+
+def test_the_random_file_is_seeded_and_loads(random_file: Path, tmp_path: Path) -> None:
+    from diff2flow_nodes.hosts.headless.host import HeadlessHost
+
+    folder = tmp_path / "checkpoints"
+    build_random(folder / "again.safetensors", text_layers=1)
+    first, second = load_file(str(random_file)), load_file(str(folder / "again.safetensors"))
+    name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+    assert all(torch.equal(first[key], second[key]) for key in (name, "first_stage_model.taesd_encoder.0.weight"))
+    model, clip, vae = HeadlessHost(tmp_path, tmp_path, tmp_path).load_checkpoint("again.safetensors")
+    assert model.facts.family == "SD1" and model.facts.prediction == "eps"
+    picture = digits.render(digits.load()[0][:1], digits.STYLES["golden"])
+    assert (vae.decode(vae.encode(picture)) - picture).abs().mean() < 0.1
+
+
+def test_variants_of_the_random_file(tmp_path: Path) -> None:
+    state = load_file(str(build_random(tmp_path / "v.safetensors", 2, 1, "SD2", "v", in_channels=9, text_layers=1)))
+    assert "v_pred" in state and state["model.diffusion_model.input_blocks.0.0.weight"].shape[1] == 9
+    assert state["model.diffusion_model.input_blocks.1.1.proj_in.weight"].ndim == 2
+    assert "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight" in state
+    with pytest.raises(ValueError, match="'x0'"):
+        build_random(tmp_path / "x.safetensors", prediction="x0")
+    with pytest.raises(ValueError, match="levels"):
+        build_random(tmp_path / "x.safetensors", levels=5)
+
+
+def test_captions_differ_in_every_token() -> None:
+    captions = tiny_prior.Captions(text_weights.clip_l(0))
+    both = captions.usual[[3, 5]]
+    assert (both[0] - both[1])[4:].std(dim=1).min() > 0.1
+    drawn = captions.drawn(torch.full((200,), 3), torch.Generator().manual_seed(0))
+    empty = (drawn == captions.empty).all(dim=(1, 2)).float().mean()
+    assert 0.03 < empty < 0.2 and (drawn == captions.usual[3]).all(dim=(1, 2)).any()
+
+
+def test_pictures_and_captions_on_disk(tmp_path: Path) -> None:
+    from PIL import Image
+
+    paths = digits.write(tmp_path, "golden", count=12)
+    assert len(paths) == 12 == len(list(tmp_path.glob("*.txt")))
+    image = Image.open(paths[3])
+    assert image.size == (64, 64) and image.mode == "RGB" and image.getpixel((1, 1))[2] > image.getpixel((1, 1))[0]
+    assert paths[3].with_suffix(".txt").read_text() == "a handwritten three\n"
+    worded = digits.write(tmp_path / "worded", "golden", count=4, style_word=True)
+    assert worded[3].with_suffix(".txt").read_text() == "a golden handwritten three\n"
+    with pytest.raises(ValueError, match="'neon'"):
+        digits.write(tmp_path, "neon", 1)
+    with pytest.raises(ValueError, match="not 0"):
+        digits.write(tmp_path, "plain", 0)
+
+
+def test_the_held_out_digits_are_apart() -> None:
+    trained, held_out = digits.split(held_out=False), digits.split(held_out=True)
+    assert len(trained[1]) + len(held_out[1]) == 1797 and len(held_out[1]) == 355
+    assert torch.bincount(held_out[1]).min() >= 34
+    assert not any((trained[0] == image).all(dim=(1, 2)).any() for image in held_out[0][:20])
+
+
+def test_the_classifier_reads_unseen_digits_in_any_style() -> None:
+    images, labels = digits.split(held_out=True)
+    for name, least in (("plain", 0.97), ("golden", 0.94), ("ink", 0.94)):
+        read = classifier.classify(digits.render(images, digits.STYLES[name]))
+        assert (read == labels).float().mean() >= least, name
+    assert classifier.features(digits.render(images[:3], digits.STYLES["plain"])).shape == (3, classifier.FEATURES)
+
+
+def test_the_file_scale_gives_unit_latents() -> None:
+    images, _ = digits.split(held_out=True)
+    z = tiny_taesd.encode(tiny_taesd.block_mean_autoencoder(0), digits.render(images[:64], digits.STYLES["plain"]))
+    scale, shift = tiny_taesd.file_scale(z)
+    x_data = tiny_taesd.LATENT_SCALE * (z / scale + shift)
+    assert abs(float(x_data.mean())) < 1e-4 and abs(float(x_data.std()) - 1) < 1e-4
+
+
+def _trainee(folder: Path, steps: int = 6, key: str = "k") -> tuple[ShortTraining, torch.nn.Linear]:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    return ShortTraining(layer, Plan(steps, 1e-2, warm_up=2), folder / "state.safetensors", key, "test"), layer
+
+
+def _loss(layer: torch.nn.Linear):
+    return lambda random: (layer(torch.randn(4, 3, generator=random)) - 1.0).square().mean()
+
+
+def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, layer = _trainee(tmp_path / "whole")
+    whole.run(_loss(layer))
+    halved, other = _trainee(tmp_path / "halved")
+    halved.run(_loss(other), until=3)
+    resumed, other = _trainee(tmp_path / "halved")
+    assert resumed.step == 3
+    resumed.run(_loss(other))
+    assert torch.equal(other.weight, layer.weight)
+    assert torch.equal(resumed.averaged().weight, whole.averaged().weight)
+
+
+def test_a_state_of_other_settings_is_not_continued(tmp_path: Path) -> None:
+    first, layer = _trainee(tmp_path)
+    first.run(_loss(layer), until=3)
+    assert _trainee(tmp_path, key="other")[0].step == 0
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
+    training, layer = _trainee(tmp_path)
+    training.run(_loss(layer), until=2)
+    with pytest.raises(ValueError, match="step 2 is nan"):
+        training.run(lambda random: layer.weight.sum() * float("nan"))
+    assert _trainee(tmp_path)[0].step == 2
+
+
+def test_a_prior_is_built_once_and_its_work_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = digits.split(held_out=False)
+    monkeypatch.setattr(digits, "split", lambda held_out: (images[:20], labels[:20]))
+    quality = tiny_prior.Quality(
+        "test",
+        Plan(2, 1e-3),
+        Plan(2, 1e-3),
+        autoencoder_batch=3,
+        unet_batch=2,
+        copies=10,
+        accuracy=1.1,
+        judged=2,
+        rounds=2,
+    )
+    monkeypatch.setattr(tiny_prior, "accuracy_of", lambda *a: 0.5)
+    path = tiny_prior.build(quality, tmp_path)
+    with safe_open(str(path), framework="pt") as file:
+        assert file.metadata()["diff2flow.accuracy_50_steps"] == "0.5000"
+    assert not (tmp_path / "tiny_prior_work" / "test").exists()
+    written = path.stat().st_mtime_ns
+    assert tiny_prior.build(quality, tmp_path).stat().st_mtime_ns == written
+    assert not tiny_prior.is_finished(path, replace(quality, seed=1))
+
+
+def test_the_picture_of_the_demo(tmp_path: Path) -> None:
+    from PIL import Image
+
+    tile = [Image.new("RGB", (64, 64), "navy")] * 4
+    lora = tmp_path / "style.safetensors"
+    save_file({"lora_unet_a.lora_down.weight": torch.zeros(2, 8)}, str(lora), metadata={"ss_network_dim": "2"})
+    cells = {steps: tile for steps in (25, 8, 4, 2)}
+    out = compose(cells, cells, Image.new("RGB", (300, 200)), lora, tmp_path / "demo.png")
+    assert Image.open(out).width > 1200
+    with pytest.raises(ValueError, match=r"\[25, 8, 4, 2\]"):
+        compose(cells, {25: tile}, Image.new("RGB", (300, 200)), lora, tmp_path / "no.png")
