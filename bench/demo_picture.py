@@ -15,6 +15,7 @@ _MARGIN, _GAP, _PAD = 48, 20, 14
 _LABEL, _CELL = 190, 330
 _LOWER = 430
 _TITLE_HEIGHT, _HEAD_HEIGHT = 118, 44
+_SUBTITLE = "equal seeds and prompts in every cell; Euler steps along the aligned flow"
 _SHOWN_METADATA = (
     ("objective", "diff2flow.objective"),
     ("prediction", "diff2flow.prediction"),
@@ -47,7 +48,9 @@ def compose(
         ValueError: the two have different numbers of steps, or a cell is empty.
     """
     if not base or list(base) != list(tuned) or not all((*base.values(), *tuned.values())):
-        raise ValueError(f"base has samples at {list(base)} steps and tuned at {list(tuned)}; both need the same, none empty")
+        raise ValueError(
+            f"base has samples at {list(base)} steps, tuned at {list(tuned)}: give both the same, none empty"
+        )
     rows = (("Base", "as loaded", base), ("Finetuned", "with the LoRA", tuned))
     width = 2 * _MARGIN + _LABEL + len(base) * (_CELL + _GAP) - _GAP
     grids = [(name, note, [_grid(images) for images in cells.values()]) for name, note, cells in rows]
@@ -56,10 +59,10 @@ def compose(
     page = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(page)
     draw.text((_MARGIN, 34), title, _TEXT, _font(34))
-    draw.text((_MARGIN, 80), "equal seeds and prompts in every cell; Euler steps along the aligned flow", _FAINT, _font(18))
+    draw.text((_MARGIN, 80), _SUBTITLE, _FAINT, _font(18))
     _heads(draw, list(base))
     top = _TITLE_HEIGHT + _HEAD_HEIGHT
-    for (name, note, cells), row_height in zip(grids, heights):
+    for (name, note, cells), row_height in zip(grids, heights, strict=True):
         _row(page, draw, top, row_height, name, note, cells)
         top += row_height + _GAP
     _lower(page, draw, top, loss_plot, facts(lora_path))
@@ -75,8 +78,9 @@ def facts(lora_path: Path) -> list[tuple[str, str]]:
     path = Path(lora_path)
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]
-        layers = sum(key.endswith(".lora_down.weight") for key in file.keys())
+        names = list(file.keys())
+        shapes = [file.get_slice(name).get_shape() for name in names]
+    layers = sum(name.endswith(".lora_down.weight") for name in names)
     found = [
         ("file", path.name),
         ("size", f"{path.stat().st_size / 1e6:.2f} MB"),
@@ -109,7 +113,13 @@ def _heads(draw: ImageDraw.ImageDraw, steps: Sequence[int]) -> None:
 
 
 def _row(
-    page: Image.Image, draw: ImageDraw.ImageDraw, top: int, height: int, name: str, note: str, cells: Sequence[Image.Image]
+    page: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    top: int,
+    height: int,
+    name: str,
+    note: str,
+    cells: Sequence[Image.Image],
 ) -> None:
     draw.text((_MARGIN, top + height // 2 - 24), name, _TEXT, _font(28))
     draw.text((_MARGIN, top + height // 2 + 14), note, _FAINT, _font(18))

@@ -1,6 +1,6 @@
 """scikit-learn's handwritten digits as pictures with captions: plain, and in styles that the tiny prior never sees.
 
-    python -m diff2flow_nodes.bench.digits --style golden --count 40 --out FOLDER
+python -m diff2flow_nodes.bench.digits --style golden --count 40 --out FOLDER
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def render(images: Tensor, style: Style) -> Tensor:
 
 
 def ink(images: Tensor, slant: Tensor, thick: int = 0) -> Tensor:
-    """How much ink there is (B, 64, 64), in [0, 1], on digits (B, 8, 8) enlarged, sheared by slant (B,) and thickened."""
+    """How much ink there is (B, 64, 64), in [0, 1], on digits (B, 8, 8): enlarged, sheared by slant (B,), thickened."""
     large = F.interpolate(images[:, None], size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0.0, 1.0)
     if slant.any():
         shear = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).repeat(len(large), 1, 1)
@@ -143,7 +143,7 @@ def write(folder: Path, style: str, count: int, seed: int = 0, style_word: bool 
     images, labels = _in_turn(count, seed)
     pictures = render(images, STYLES[style])
     paths = []
-    for i, (picture, label) in enumerate(zip(pictures, labels.tolist())):
+    for i, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
         path = Path(folder) / f"{style}_{i:03d}_{WORDS[label]}.png"
         with written_whole(path) as temporary:
             to_pil(picture).save(temporary, format="PNG")
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=40, help="how many pictures (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write PNG and .txt files to")
     parser.add_argument("--seed", type=int, default=0, help="chooses which digits (default %(default)s)")
-    parser.add_argument("--style-word", action="store_true", help="name the style in the captions: 'a golden handwritten three'")
+    parser.add_argument("--style-word", action="store_true", help="'a golden handwritten three'")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     paths = write(options.out, options.style, options.count, options.seed, options.style_word)

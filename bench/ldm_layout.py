@@ -43,7 +43,8 @@ def unet_to_ldm(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
     Raises:
         ValueError: a key that an SD1 or SD2 UNet does not have.
     """
-    attended = {match[2] for match in map(_BLOCK.match, state) if match and match[1] == "up" and match[3] == "attentions"}
+    matches = [match.groups() for match in map(_BLOCK.match, state) if match]
+    attended = {level for side, level, kind, *_ in matches if side == "up" and kind == "attentions"}
     return {_unet_key(key, blocks, attended): value for key, value in state.items()}
 
 

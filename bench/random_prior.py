@@ -27,7 +27,7 @@ def build_random(
     seed: int = 0,
     text_layers: int | None = None,
 ) -> Path:
-    """Writes a single-file checkpoint of random weights, float16; its samples are blurred colours, neither grey nor clipped.
+    """Writes a single-file checkpoint of random weights, float16; its samples are blurred colours.
 
     Args:
         path: the .safetensors file; written whole or not at all.

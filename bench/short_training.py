@@ -62,7 +62,7 @@ class ShortTraining:
 
     def __init__(self, module: nn.Module, plan: Plan, state: Path, key: str, title: str) -> None:
         self.module, self.plan, self._state, self._key, self._title = module, plan, Path(state), key, title
-        self._names, parameters = zip(*module.requires_grad_(True).named_parameters())
+        self._names, parameters = zip(*module.requires_grad_(True).named_parameters(), strict=True)
         self._parameters: list[Tensor] = list(parameters)
         self._averages = [parameter.detach().clone() for parameter in parameters]
         self._optimizer = torch.optim.AdamW(parameters, betas=_BETAS, fused=True)
@@ -97,14 +97,14 @@ class ShortTraining:
     def averaged(self) -> nn.Module:
         """The network with the averaged weights, frozen. Training does not go on from it."""
         with torch.no_grad():
-            for parameter, average in zip(self._parameters, self._averages):
+            for parameter, average in zip(self._parameters, self._averages, strict=True):
                 parameter.copy_(average)
         return self.module.requires_grad_(False).eval()
 
     def _one(self, loss: Callable[[torch.Generator], Tensor]) -> float:
         value = loss(torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step))
         if not torch.isfinite(value):
-            raise ValueError(f"{self._title}: the loss of step {self.step} is {float(value)}")
+            raise ValueError(f"{self._title}: the loss of step {self.step} is {float(value.detach())}")
         for group in self._optimizer.param_groups:
             group["lr"] = self.plan.rate_at(self.step)
         self._optimizer.zero_grad()
@@ -127,9 +127,10 @@ class ShortTraining:
 
     def _tensors(self) -> Mapping[str, Tensor]:
         found = {}
-        for name, parameter, average in zip(self._names, self._parameters, self._averages):
+        for name, parameter, average in zip(self._names, self._parameters, self._averages, strict=True):
             moments = self._optimizer.state.get(parameter, {})
-            parts = {"weight": parameter.detach(), "average": average, **{m: moments[m] for m in _MOMENTS if m in moments}}
+            parts = {"weight": parameter.detach(), "average": average}
+            parts |= {moment: moments[moment] for moment in _MOMENTS if moment in moments}
             found |= {f"{name}/{part}": value.contiguous() for part, value in parts.items()}
         return found
 
@@ -144,7 +145,7 @@ class ShortTraining:
                 return
             self.step = int(metadata["step"])
             with torch.no_grad():
-                for name, parameter, average in zip(self._names, self._parameters, self._averages):
+                for name, parameter, average in zip(self._names, self._parameters, self._averages, strict=True):
                     parameter.copy_(file.get_tensor(f"{name}/weight"))
                     average.copy_(file.get_tensor(f"{name}/average"))
                     moments = {moment: file.get_tensor(f"{name}/{moment}") for moment in _MOMENTS}

@@ -20,7 +20,8 @@ def clip_l(seed: int, layers: int = 12) -> dict[str, Tensor]:
     are 0.3 apart over all 77 tokens (unrelated embeddings: 1); with the plain initialisation it would be 0.1.
     """
     random = torch.Generator().manual_seed(seed)
-    weights = _ends(random, 768, "embeddings.token_embedding.weight", "embeddings.position_embedding.weight", "final_layer_norm")
+    tokens, positions = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
+    weights = _ends(random, 768, tokens, positions, "final_layer_norm")
     for layer in range(layers):
         name = f"encoder.layers.{layer}."
         for part in ("q", "k", "v"):

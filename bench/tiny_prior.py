@@ -76,18 +76,36 @@ class Quality:
 
 
 QUALITIES = {
-    "demo": Quality("demo", autoencoder=Plan(steps=110, rate=1e-3, warm_up=20, average=0.98), unet=Plan(steps=900, rate=2e-3)),
+    "demo": Quality(
+        "demo",
+        autoencoder=Plan(steps=110, rate=1e-3, warm_up=20, average=0.98),
+        unet=Plan(steps=1120, rate=2e-3),
+    ),
     "bench": Quality(
         "bench",
         autoencoder=Plan(steps=1500, rate=1e-3, warm_up=20, average=0.995),
-        unet=Plan(steps=8000, rate=1e-3, warm_up=100, average=0.999, save_every=300.0),
+        unet=Plan(steps=4000, rate=1e-3, warm_up=100, average=0.999, save_every=300.0),
         unet_batch=32,
         copies=2,
         variants=4,
         accuracy=0.97,
-        rounds=6,
+        rounds=8,
     ),
 }
+
+
+def ensure(name: str, models: Path) -> Path:
+    """The checkpoint of a quality by its name, "demo" or "bench"; trained if it is not there yet.
+
+    Args:
+        models: the models folder.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in QUALITIES:
+        raise ValueError(f"the quality {name!r} is none of {', '.join(QUALITIES)}")
+    return build(QUALITIES[name], models)
 
 
 def build(quality: Quality, models: Path) -> Path:
@@ -250,22 +268,23 @@ def wide_state(unet: UNet2DConditionModel, quality: Quality) -> dict[str, Tensor
 def _write(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     from safetensors.torch import save_file
 
-    described = {"modelspec.title": f"Diff2Flow tiny prior ({path.stem})", "modelspec.architecture": "stable-diffusion-v1"}
+    described = {"modelspec.title": f"Diff2Flow {path.stem}", "modelspec.architecture": "stable-diffusion-v1"}
     with written_whole(path) as temporary:
         save_file(dict(state), str(temporary), metadata=described | metadata)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m diff2flow_nodes.bench.tiny_prior", description=__doc__.split("\n")[0])
-    parser.add_argument("--quality", choices=(*QUALITIES, "random"), default="demo", help="random: untrained, in seconds")
+    name = "python -m diff2flow_nodes.bench.tiny_prior"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__.split("\n")[0])
+    parser.add_argument("--quality", choices=(*QUALITIES, "random"), default="demo", help="random: not trained")
     parser.add_argument("--models", type=Path, required=True, help="models folder, outside git")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.quality == "random":
         log.info("%s", build_random(options.models / "checkpoints" / "tiny_random.safetensors"))
     else:
-        build(QUALITIES[options.quality], options.models)
+        ensure(options.quality, options.models)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def file_scale(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_loss(module: AutoencoderTiny, pictures: Tensor, plain: int, random: torch.Generator) -> Tensor:
-    """How far pictures come back wrong from latents with a little noise; and how far plain latents are from mean 0, std 1.
+    """How wrong pictures come back from latents with a little noise; and how far plain latents are from mean 0, std 1.
 
     Args:
         pictures: (B, H, W, 3) in [0, 1]; a 32x32 cut of them is trained on.
@@ -99,7 +99,8 @@ def reconstruction_loss(module: AutoencoderTiny, pictures: Tensor, plain: int, r
     noisy = z + _NOISE * torch.randn(z.shape, generator=random)
     error = module.decoder(noisy) - images
     spread, centre = torch.std_mean(z[:plain], dim=(0, 2, 3))
-    return error.abs().mean() + error.square().mean() + _MOMENT_WEIGHT * (centre.square() + (spread - 1.0).square()).mean()
+    moments = centre.square() + (spread - 1.0).square()
+    return error.abs().mean() + error.square().mean() + _MOMENT_WEIGHT * moments.mean()
 
 
 @torch.no_grad()

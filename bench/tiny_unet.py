@@ -86,7 +86,8 @@ def denoising_loss(unet: UNet2DConditionModel, x_data: Tensor, context: Tensor, 
     tau = torch.randint(0, 1000, (len(x_data),), generator=random)
     signal = _signal()[tau].to(x_data).reshape(-1, 1, 1, 1)
     eps = torch.randn(x_data.shape, generator=random).to(x_data)
-    output = unet(signal.sqrt() * x_data + (1 - signal).sqrt() * eps, tau.to(x_data.device), context, return_dict=False)[0]
+    x_diff = signal.sqrt() * x_data + (1 - signal).sqrt() * eps
+    output = unet(x_diff, tau.to(x_data.device), context, return_dict=False)[0]
     ratio = signal / (1 - signal)
     return ((output - eps).square() * ratio.clamp(max=_SNR_CAP) / ratio).mean()
 
@@ -102,11 +103,13 @@ def samples(
         empty: (1, 77, width), of the empty caption.
     """
     noise = torch.randn(len(context), 4, 8, 8, generator=torch.Generator().manual_seed(seed)).to(context)
-    parts = zip(noise.split(batch), context.split(batch))
+    parts = zip(noise.split(batch), context.split(batch), strict=True)
     return torch.cat([_sampled(unet, x_noise, part, empty, steps, cfg) for x_noise, part in parts])
 
 
-def _sampled(unet: UNet2DConditionModel, x_noise: Tensor, context: Tensor, empty: Tensor, steps: int, cfg: float) -> Tensor:
+def _sampled(
+    unet: UNet2DConditionModel, x_noise: Tensor, context: Tensor, empty: Tensor, steps: int, cfg: float
+) -> Tensor:
     alignment = Alignment(NoiseSchedule.scaled_linear(), "eps")
     both = torch.cat([context, empty.expand_as(context)])
 

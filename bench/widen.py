@@ -35,9 +35,10 @@ def widened(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], copies: in
             spread = _spread_frequencies if name == _FREQUENCIES else _spread
             value = spread(value, wide[name].shape, copies, random)
             if name.endswith(("to_q.weight", "to_k.weight")):
-                value = value * copies**-0.25  # a head's product grows by `copies`, its scale 1/sqrt(size) by sqrt(copies)
+                value = value * copies**-0.25  # q·k grows by `copies`, the head's 1/sqrt(size) shrinks by sqrt(copies)
         if value.shape != wide[name].shape:
-            raise ValueError(f"{name!r} becomes {tuple(value.shape)}, not {tuple(wide[name].shape)}, with {copies} copies")
+            wanted = tuple(wide[name].shape)
+            raise ValueError(f"{name!r} becomes {tuple(value.shape)}, not {wanted}, with {copies} copies")
         state[name] = value
     return state
 
@@ -52,7 +53,7 @@ def _spread(value: Tensor, shape: torch.Size, copies: int, random: torch.Generat
 
 
 def _spread_frequencies(value: Tensor, shape: torch.Size, copies: int, random: torch.Generator) -> Tensor:
-    """The first time layer reads sines and cosines: the narrow one's frequencies are every copies-th of the wide one's."""
+    """The first time layer reads sines and cosines; the narrow one's are every copies-th of the wide one's."""
     full = value.new_zeros(value.shape[0], shape[1])
     full[:, ::copies] = value
     return full.repeat_interleave(copies, dim=0)

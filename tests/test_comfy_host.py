@@ -165,8 +165,9 @@ def test_template_runs(server: ComfyServer) -> None:
     by_title["Checkpoint"]["ckpt_name"] = CHECKPOINT
     by_title["Images and captions"]["folder"] = "digits"
     by_title["Train"]["steps"] = 2
+    by_title["Size and batch"]["batch_size"] = 2
     files = server.run(graph)
-    assert sum(len(images) for images in files.values()) == 8 * 8 + 1
+    assert sum(len(images) for images in files.values()) == 8 * 2 + 1
 
 
 def test_interrupt_saves_and_leaves_nothing_patched(server: ComfyServer) -> None:

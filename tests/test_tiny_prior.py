@@ -16,7 +16,6 @@ from diff2flow_nodes.bench.random_prior import build_random
 from diff2flow_nodes.bench.short_training import Plan, ShortTraining
 from diff2flow_nodes.bench.widen import widened
 
-
 torch.set_num_threads(1)  # tiny networks: on a busy machine more threads only wait for each other
 
 
