@@ -32,7 +32,7 @@ def demo(cache: Path, out: Path) -> Path:
         SystemExit: the workflow failed; the runner has said why.
     """
     models, images = cache / "models", cache / "demo"
-    tiny_prior.build(tiny_prior.QUALITIES["demo"], models)
+    tiny_prior.ensure("demo", models)
     shutil.rmtree(images, ignore_errors=True)
     for old in (models / "loras").glob(f"{LORA}*.safetensors"):
         old.unlink()

@@ -24,8 +24,8 @@ import comfy.utils  # noqa: E402
 import nodes as stock  # noqa: E402
 import torch  # noqa: E402
 
-STEPS, CFG = 8, 4.0
-SIZES = ((1, 32), (4, 16), (4, 32))
+STEPS, CFG = 4, 4.0
+SIZES = ((1, 16), (4, 8), (4, 16))
 """Batch and latent side."""
 
 
@@ -65,7 +65,7 @@ def measure(model: Any, positive: Any, negative: Any, batch: int, side: int, rou
 
 
 def main() -> None:
-    checkpoint, rounds = Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 9
+    checkpoint, rounds = Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 5
     comfy.utils.PROGRESS_BAR_ENABLED = False
     with torch.inference_mode():
         model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]

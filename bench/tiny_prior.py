@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +50,7 @@ class Quality:
         autoencoder, unet: plans.
         autoencoder_batch, unet_batch: images a step.
         copies: channels of the stored UNet for one that is trained (1, 2, 5 or 10).
+        wordings: captions of digits.CAPTIONS that are learned; only the first is the quickest.
         variants: drawings of each digit, slightly moved if there is more than one.
         accuracy: share of 50-step samples that must be read right; the UNet is trained again until they are. 0: once.
         judged: number of samples for that.
@@ -63,6 +64,7 @@ class Quality:
     autoencoder_batch: int = 12
     unet_batch: int = 16
     copies: int = 5
+    wordings: int = len(digits.CAPTIONS)
     variants: int = 1
     accuracy: float = 0.0
     judged: int = 500
@@ -120,7 +122,7 @@ def build(quality: Quality, models: Path) -> Path:
         return path
     work = Path(models) / "tiny_prior_work" / quality.name
     text = text_weights.clip_l(quality.seed)
-    captions = Captions(text)
+    captions = Captions(text, digits.CAPTIONS[: quality.wordings])
     autoencoder = train_autoencoder(quality, work)
     z = latents(autoencoder, quality)
     scale, shift = tiny_taesd.file_scale(z)
@@ -151,27 +153,22 @@ class Captions:
 
     Args:
         text: weights of `text_weights.clip_l`.
+        templates: wordings, of digits.CAPTIONS; drawn equally often.
 
     Attributes:
         usual: (10, 77, 768), "a handwritten three" and so on.
         empty: (1, 77, 768).
     """
 
-    def __init__(self, text: Mapping[str, Tensor]) -> None:
+    def __init__(self, text: Mapping[str, Tensor], templates: Sequence[str]) -> None:
         from ..hosts.headless.text import read_text_encoder
 
         prefixed = {ldm_layout.TEXT_PREFIX + key: value for key, value in text.items()}
         encoder = read_text_encoder(prefixed, "SD1", "the tiny prior", torch.device("cpu"))
-        embedded = {caption: encoder.encode(caption)[0][0] for caption in {"", *self._all()}}
-        self.empty = embedded[""]
-        self._by_template = torch.stack(
-            [torch.cat([embedded[digits.caption(i, template)] for i in range(10)]) for template in digits.CAPTIONS]
-        )
+        rows = {t: [encoder.encode(digits.caption(i, t))[0][0] for i in range(10)] for t in set(templates)}
+        self.empty = encoder.encode("")[0][0]
+        self._by_template = torch.stack([torch.cat(rows[template]) for template in templates])
         self.usual = self._by_template[0]
-
-    @staticmethod
-    def _all() -> list[str]:
-        return [digits.caption(i, template) for template in digits.CAPTIONS for i in range(10)]
 
     def drawn(self, labels: Tensor, random: torch.Generator) -> Tensor:
         """A caption's embedding (B, 77, 768) for each label, in any of the wordings; a tenth are empty."""

@@ -97,7 +97,7 @@ def test_variants_of_the_random_file(tmp_path: Path) -> None:
 
 
 def test_captions_differ_in_every_token() -> None:
-    captions = tiny_prior.Captions(text_weights.clip_l(0))
+    captions = tiny_prior.Captions(text_weights.clip_l(0, layers=4), digits.CAPTIONS[:2])
     both = captions.usual[[3, 5]]
     assert (both[0] - both[1])[4:].std(dim=1).min() > 0.1
     drawn = captions.drawn(torch.full((200,), 3), torch.Generator().manual_seed(0))
@@ -195,6 +195,8 @@ def test_a_prior_is_built_once_and_its_work_is_cleared(tmp_path: Path, monkeypat
         rounds=2,
     )
     monkeypatch.setattr(tiny_prior, "accuracy_of", lambda *a: 0.5)
+    shallow = text_weights.clip_l(0, layers=1)
+    monkeypatch.setattr(text_weights, "clip_l", lambda seed: shallow)
     path = tiny_prior.build(quality, tmp_path)
     with safe_open(str(path), framework="pt") as file:
         assert file.metadata()["diff2flow.accuracy_50_steps"] == "0.5000"
