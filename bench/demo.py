@@ -63,12 +63,12 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m diff2flow_nodes.bench.demo", description=__doc__)
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache", help="where the tiny prior is kept (.cache)")
-    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="folder of the picture (output/demo)")
+    parser.add_argument("--out", type=Path, default=ROOT / "output" / "demo", help="folder of the picture")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     began = time.monotonic()
     picture = demo(options.cache, options.out)
-    print(f"\n{picture}\nThe demo took {time.monotonic() - began:.0f} s. Open the picture: base above, finetuned below.")
+    print(f"\n{picture}\nThe demo took {time.monotonic() - began:.0f} s. Above: base, below: finetuned.")
 
 
 if __name__ == "__main__":

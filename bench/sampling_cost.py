@@ -1,6 +1,6 @@
 """What sampling costs over the bare network calls, in ComfyUI: ours and the stock KSampler, in one interleaved run.
 
-    COMFYUI_DIR=path/to/ComfyUI path/to/its/python bench/sampling_cost.py CHECKPOINT.safetensors [ROUNDS] > cost.json
+    COMFYUI_DIR=path/to/ComfyUI path/to/its/python bench/sampling_cost.py CHECKPOINT.safetensors [ROUNDS STEPS] > cost.json
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from comfy_process import arguments, pack  # noqa: E402  (first: it starts ComfyUI)
 
+# isort: split
 import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
-import nodes as stock  # noqa: E402
 import torch  # noqa: E402
 
-STEPS, CFG = 4, 4.0
-SIZES = ((1, 16), (4, 8), (4, 16))
+import nodes as stock  # noqa: E402
+
+CFG = 4.0
+SIZES = ((1, 16), (4, 8))
 """Batch and latent side."""
 
 
-def measure(model: Any, positive: Any, negative: Any, batch: int, side: int, rounds: int) -> dict[str, Any]:
+def measure(model: Any, positive: Any, negative: Any, batch: int, side: int, rounds: int, steps: int) -> dict[str, Any]:
     """Median seconds of each way over interleaved rounds, and the median of its ratios to the bare calls."""
     latent = {"samples": torch.zeros(batch, 4, side, side)}
     network = model.model.diffusion_model
     x = torch.randn(2 * batch, 4, side, side)
     context = torch.cat([positive[0][0], negative[0][0]]).repeat_interleave(batch, 0)
-    taus = torch.linspace(999, 0, STEPS)
+    taus = torch.linspace(999, 0, steps)
     ours, ksampler = pack.NODE_CLASS_MAPPINGS["Diff2FlowSampler"](), stock.KSampler()
 
     def bare() -> None:
@@ -44,8 +46,8 @@ def measure(model: Any, positive: Any, negative: Any, batch: int, side: int, rou
 
     ways: dict[str, Callable[[], Any]] = {
         "bare": bare,
-        "ours": lambda: ours.sample(model, positive, negative, latent, 1, STEPS, CFG, "euler", 1.0, "auto"),
-        "ksampler": lambda: ksampler.sample(model, 1, STEPS, CFG, "euler", "normal", positive, negative, latent, 1.0),
+        "ours": lambda: ours.sample(model, positive, negative, latent, 1, steps, CFG, "euler", 1.0, "auto"),
+        "ksampler": lambda: ksampler.sample(model, 1, steps, CFG, "euler", "normal", positive, negative, latent, 1.0),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(rounds + 1):
@@ -54,7 +56,7 @@ def measure(model: Any, positive: Any, negative: Any, batch: int, side: int, rou
             way()
             if round_number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - began)
-    ratios = {name: [t / b for t, b in zip(taken, seconds["bare"])] for name, taken in seconds.items()}
+    ratios = {name: [t / b for t, b in zip(taken, seconds["bare"], strict=True)] for name, taken in seconds.items()}
     return {
         "batch": batch,
         "latent": side,
@@ -65,14 +67,15 @@ def measure(model: Any, positive: Any, negative: Any, batch: int, side: int, rou
 
 
 def main() -> None:
-    checkpoint, rounds = Path(arguments[0]), int(arguments[1]) if len(arguments) > 1 else 5
+    checkpoint = Path(arguments[0])
+    rounds, steps = (int(number) for number in arguments[1:3] or (5, 4))
     comfy.utils.PROGRESS_BAR_ENABLED = False
     with torch.inference_mode():
         model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
         positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a three", ""))
         comfy.model_management.load_models_gpu([model])
-        results = [measure(model, positive, negative, batch, side, rounds) for batch, side in SIZES]
-    about = {"steps": STEPS, "cfg": CFG, "rounds": rounds, "torch": torch.__version__, "machine": platform.processor()}
+        results = [measure(model, positive, negative, batch, side, rounds, steps) for batch, side in SIZES]
+    about = {"steps": steps, "cfg": CFG, "rounds": rounds, "torch": torch.__version__, "machine": platform.processor()}
     print(json.dumps({**about, "threads": torch.get_num_threads(), "results": results}, indent=2))
 
 

@@ -86,9 +86,7 @@ QUALITIES = {
     "bench": Quality(
         "bench",
         autoencoder=Plan(steps=1500, rate=1e-3, warm_up=20, average=0.995),
-        unet=Plan(steps=4000, rate=1e-3, warm_up=100, average=0.999, save_every=300.0),
-        unet_batch=32,
-        copies=2,
+        unet=Plan(steps=5000, rate=2e-3, warm_up=100, average=0.999, save_every=300.0),
         variants=4,
         accuracy=0.97,
         rounds=8,

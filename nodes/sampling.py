@@ -34,8 +34,8 @@ _STEPS = (
         "default": 8,
         "min": 1,
         "max": 10000,
-        "tooltip": "Steps of the solver. A checkpoint as it is wants about 25; a reflowed LoRA 1 to 4; connect Diff2Flow"
-        " LoRA Loader's output to use what the LoRA recommends.",
+        "tooltip": "Steps of the solver. A checkpoint as it is wants about 25; a reflowed LoRA 1 to 4; connect"
+        " Diff2Flow LoRA Loader's output to use what the LoRA recommends.",
     },
 )
 _SOLVER = (
@@ -113,7 +113,8 @@ class Diff2FlowSampler:
     OUTPUT_TOOLTIPS = ("The sampled latents; decode them with VAE Decode.",)
     DESCRIPTION = (
         "Samples a Stable Diffusion model along its flow in even steps of flow time, a whole batch at once, with CFG,"
-        " negative prompt, ControlNet, inpainting masks and image to image. Takes a model with or without Diff2Flow Model."
+        " negative prompt, ControlNet, inpainting masks and image to image. Takes a model with or without Diff2Flow"
+        " Model."
     )
 
     @classmethod
@@ -126,7 +127,8 @@ class Diff2FlowSampler:
                 "latent_image": (
                     "LATENT",
                     {
-                        "tooltip": "Empty latents give size and batch; an encoded image is varied where denoise is below 1."
+                        "tooltip": "Empty latents give size and batch; an encoded image is varied where denoise"
+                        " is below 1."
                     },
                 ),
                 "seed": (
@@ -244,8 +246,8 @@ class Diff2FlowSigmas:
                     list(SHAPES),
                     {
                         "default": "uniform",
-                        "tooltip": "How the steps are spread over flow time. uniform: evenly; cosine: closer together near"
-                        " the noise; u_shaped: closer together at both ends.",
+                        "tooltip": "How the steps are spread over flow time. uniform: evenly; cosine: closer together"
+                        " near the noise; u_shaped: closer together at both ends.",
                     },
                 ),
                 "denoise": _DENOISE,

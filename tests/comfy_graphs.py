@@ -64,7 +64,8 @@ def stock_flow(graph: Graph, model: list[Any], name: str, steps: int = 4) -> Gra
     """The graph with stock SamplerCustom (node `name`) on Diff2FlowSigmas and the stock euler."""
     sampler = node(
         "SamplerCustom", model=model, add_noise=True, noise_seed=5, cfg=3.0, positive=["positive", 0],
-        negative=["negative", 0], sampler=[f"{name}_euler", 0], sigmas=[f"{name}_sigmas", 0], latent_image=["latent", 0],
+        negative=["negative", 0], sampler=[f"{name}_euler", 0], sigmas=[f"{name}_sigmas", 0],
+        latent_image=["latent", 0],
     )  # fmt: skip
     return {
         **graph,
@@ -76,7 +77,7 @@ def stock_flow(graph: Graph, model: list[Any], name: str, steps: int = 4) -> Gra
 
 def training(graph: Graph, folder: str, output_name: str, steps: int = 3, **changes: Any) -> Graph:
     """The graph with dataset, LoRA config and the node `train`."""
-    inputs = {"objective": "diff2flow", "steps": steps, "batch_size": 4, "learning_rate": 0.01, "seed": 0, **changes}
+    inputs = {"objective": "diff2flow", "steps": steps, "batch_size": 4, "learning_rate": 0.0005, "seed": 0, **changes}
     return {
         **graph,
         "dataset": node("Diff2FlowImageDataset", folder=folder, vae=["ckpt", 2], clip=["ckpt", 1], resolution=64),

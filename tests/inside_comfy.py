@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 
 from comfy_process import arguments, pack  # noqa: E402  (first: it starts ComfyUI)
 
+# isort: split
 import comfy.cldm.cldm  # noqa: E402
 import comfy.controlnet  # noqa: E402
 import comfy.model_base  # noqa: E402
@@ -23,8 +24,9 @@ import comfy.model_patcher  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.supported_models  # noqa: E402
-import nodes as stock  # noqa: E402
 import torch  # noqa: E402
+
+import nodes as stock  # noqa: E402
 
 torch.set_num_threads(1)
 N = pack.NODE_CLASS_MAPPINGS
@@ -36,8 +38,8 @@ def network(family: str = "SD15", v: bool = False, in_channels: int = 4, seed: i
     config_class = getattr(comfy.supported_models, family)
     unet = {
         "image_size": 32, "in_channels": in_channels, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1],
-        "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1], "transformer_depth_middle": 1,
-        "context_dim": CONTEXT[family], "use_spatial_transformer": True, "legacy": False,
+        "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1],
+        "transformer_depth_middle": 1, "context_dim": CONTEXT[family], "use_spatial_transformer": True, "legacy": False,
         "use_linear_in_transformer": family != "SD15", "dtype": torch.float32, "use_temporal_attention": False,
         "adm_in_channels": 2816 if family == "SDXL" else None,
     }  # fmt: skip
@@ -100,7 +102,8 @@ def _extra(name: str) -> Any:
 
 
 def ours(model: Any, family: str = "SD15", steps: int = 8, solver: str = "euler", latents: Any = None,
-         positive: Any = None, cfg: float = 4.0, denoise: float = 1.0, start: str = "auto") -> torch.Tensor:  # fmt: skip
+         positive: Any = None, cfg: float = 4.0, denoise: float = 1.0, start: str = "auto"
+         ) -> torch.Tensor:  # fmt: skip
     positive = positive or conditioning(family, 1)
     out = run_node("Diff2FlowSampler", model, positive, conditioning(family, 2), latents or latent(), 7, steps, cfg,
                    solver, denoise, start)  # fmt: skip
@@ -125,7 +128,7 @@ def exact_timesteps(model: Any) -> Any:
 
     class Exact(type(sampling)):
         def timestep(self, sigma: torch.Tensor) -> torch.Tensor:
-            return flow.timestep((sigma / (1 + sigma)))
+            return flow.timestep(sigma / (1 + sigma))
 
     exact = Exact(model.model.model_config)
     clone.add_object_patch("model_sampling", exact)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import diff2flow_nodes
 from diff2flow_nodes import hosts
@@ -22,8 +22,9 @@ ROOMS = {
     "hosts": {"samplers", "alignment", "training", "files"},
     "nodes": {"hosts", "training", "samplers", "alignment", "files"},
 }
-HOST_ONLY = {"comfy": "hosts/comfy", "folder_paths": "hosts/comfy", "server": "hosts/comfy", "latent_preview": "hosts/comfy",
-             "comfy_extras": "hosts/comfy", "diffusers": "hosts/headless", "transformers": "hosts/headless"}  # fmt: skip
+HOST_ONLY = {"comfy": "hosts/comfy", "folder_paths": "hosts/comfy", "server": "hosts/comfy",
+             "latent_preview": "hosts/comfy", "comfy_extras": "hosts/comfy",
+             "diffusers": "hosts/headless", "transformers": "hosts/headless"}  # fmt: skip
 LAZY = ("peft", "diffusers", "transformers", "matplotlib", "torchdiffeq", "accelerate")
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from comfy_graphs import Graph, base, diff2flow, ksampler, node, saved, stock_flow, training
 from comfy_server import PACK, ComfyServer, comfy_dir, failure_of
-from diff2flow_nodes.bench.random_prior import build_random
 from PIL import Image
+
+from diff2flow_nodes.bench.random_prior import build_random
 
 pytestmark = [
     pytest.mark.comfy,

@@ -6,8 +6,8 @@ import sys
 import pytest
 from PIL import Image
 
-from diff2flow_nodes.hosts import use
 from diff2flow_nodes import cli
+from diff2flow_nodes.hosts import use
 from diff2flow_nodes.hosts.headless import HeadlessHost
 from diff2flow_nodes.tests.headless_fixtures import make_checkpoint, run_cli, text_to_image
 

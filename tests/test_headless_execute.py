@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from diff2flow_nodes import cli
 from diff2flow_nodes.files import written_whole
 from diff2flow_nodes.hosts import HostError
-from diff2flow_nodes import cli
 from diff2flow_nodes.hosts.headless import written
 from diff2flow_nodes.hosts.headless.execute import NodeFailure, execute
 from diff2flow_nodes.hosts.headless.graph import plan
