@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from .datasets import Diff2FlowImageDataset
 from .loading import Diff2FlowCheckpointLoader, Diff2FlowLoraLoader
+from .lora import Diff2FlowLoraConfig
 from .sampling import Diff2FlowModel, Diff2FlowSampler, Diff2FlowSigmas, Diff2FlowSolver
-from .training import Diff2FlowImageDataset, Diff2FlowLoraConfig, Diff2FlowTrain
+from .training import Diff2FlowTrain
 
 NODES = {
     "Diff2Flow Checkpoint Loader": Diff2FlowCheckpointLoader,

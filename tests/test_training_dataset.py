@@ -57,7 +57,7 @@ def test_captions_latents_and_the_empty_caption(folder):
     assert batch.latent.shape == (2, 4, 2, 2) and batch.latent.dtype == torch.float32
     assert batch.latent[0, 0, 0, 0] == pytest.approx(160 / 255, abs=0.02) and batch.latent[1, 0, 0, 0] < 0.02
     assert batch.context.shape == (2, 77, 6) and batch.pooled.shape == (2, 2)
-    assert (batch.height, batch.width) == (16, 16)
+    assert batch.sizes.tolist() == [[16, 16, 0, 0, 16, 16]] * 2
     assert "3 images of 16×16 px, 3 different captions" in dataset.summary()
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from diff2flow_nodes import hosts
-from diff2flow_nodes.nodes.training import Diff2FlowImageDataset, Diff2FlowLoraConfig, Diff2FlowTrain
+from diff2flow_nodes.nodes import Diff2FlowImageDataset, Diff2FlowLoraConfig, Diff2FlowTrain
 from diff2flow_nodes.tests.training_fakes import FakeHost, SilentProgress
 from diff2flow_nodes.training.layers import PRESETS
 from diff2flow_nodes.training.lora_file import load_lora

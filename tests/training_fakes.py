@@ -79,7 +79,7 @@ class TinyBackbone:
         self.batch_sizes.append(len(x_diff))
         return self.module(x_diff, tau.float(), conditioning["context"])
 
-    def conditioning(self, context: Tensor, pooled: Tensor | None, height: int, width: int) -> dict[str, Tensor]:
+    def conditioning(self, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
         return {"context": context}
 
     def scale_latent(self, latent: Tensor) -> Tensor:

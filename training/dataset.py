@@ -34,14 +34,13 @@ class Batch:
         latent: (B, C, h, w) in the autoencoder's scale.
         context: (B, tokens, width) text embeddings.
         pooled: (B, width), or None where the text encoder has none.
-        height, width: of the images, in pixels.
+        sizes: (B, 6) int64, pixels: original height and width, crop's top and left, target height and width.
     """
 
     latent: Tensor
     context: Tensor
     pooled: Tensor | None
-    height: int
-    width: int
+    sizes: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +77,7 @@ class LatentDataset:
             latent=torch.cat([self.latents.get(item.latent) for item in items]),
             context=torch.cat(_same_length(contexts)),
             pooled=torch.cat([self.texts.get(key) for key in pooled_keys]) if pooled_keys else None,
-            height=items[0].height,
-            width=items[0].width,
+            sizes=torch.tensor([(item.height, item.width, 0, 0, item.height, item.width) for item in items]),
         )
 
     @property

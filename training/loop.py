@@ -128,7 +128,7 @@ class _Loop:
         x_noise = draws.noise(x_data.shape, seed, step).to(device)
         t = self._objective.times(draws.uniform(size, seed, step)).to(device)
         pooled = None if batch.pooled is None else batch.pooled.to(device)
-        conditioning = self._backbone.conditioning(batch.context.to(device), pooled, batch.height, batch.width)
+        conditioning = self._backbone.conditioning(batch.context.to(device), pooled, batch.sizes)
         with self._autocast():
             loss = self._objective.loss(self._backbone, x_data, x_noise, t, conditioning).mean()
         self._optimizer.zero_grad(set_to_none=True)

@@ -35,8 +35,14 @@ class Backbone(Protocol):
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         """The network's output (B, *dims) at x_diff (B, *dims), fractional tau (B,)."""
 
-    def conditioning(self, context: Tensor, pooled: Tensor | None, height: int, width: int) -> dict[str, Tensor]:
-        """What the network takes beside x and tau, for a batch; height and width in pixels (SDXL)."""
+    def conditioning(self, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
+        """What the network takes beside x and tau, for a batch.
+
+        Args:
+            context: (B, tokens, width).
+            pooled: (B, width), where the text encoder has one.
+            sizes: (B, 6) pixels, SDXL's: original height and width, crop's top and left, target height and width.
+        """
 
     def scale_latent(self, latent: Tensor) -> Tensor:
         """x_data: the autoencoder's latent in the network's scale."""

@@ -36,13 +36,18 @@ class ComfyBackbone:
         inputs = {name: value.to(self.device, self.dtype) for name, value in conditioning.items()}
         return self.module(x_diff.to(self.dtype), tau.float(), transformer_options={}, **inputs)
 
-    def conditioning(self, context: Tensor, pooled: Tensor | None, height: int, width: int) -> dict[str, Tensor]:
+    def conditioning(self, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
         if self._base.adm_channels == 0:
             return {"context": context}
         if pooled is None:
             raise ValueError("SDXL needs the pooled text embedding; encode the captions with SDXL's own CLIP")
-        y = self._base.encode_adm(pooled_output=pooled.to(self.device), height=height, width=width)
-        return {"context": context, "y": y}
+        items = zip(pooled.to(self.device).split(1), sizes.tolist(), strict=True)
+        return {"context": context, "y": torch.cat([self._vector(each, size) for each, size in items])}
+
+    def _vector(self, pooled: Tensor, size: list[int]) -> Tensor:
+        """SDXL's vector (1, 2816) of one item."""
+        names = ("height", "width", "crop_h", "crop_w", "target_height", "target_width")
+        return self._base.encode_adm(pooled_output=pooled, **dict(zip(names, size, strict=True)))
 
     def scale_latent(self, latent: Tensor) -> Tensor:
         return self._base.process_latent_in(latent)

@@ -35,7 +35,7 @@ class HeadlessBackbone:
         x_diff, tau, context = (v.to(self.device) for v in (x_diff, tau, conditioning["context"]))
         return run_unet(self.module, self.dtype, x_diff, tau, context)
 
-    def conditioning(self, context: Tensor, pooled: Tensor | None, height: int, width: int) -> dict[str, Tensor]:
+    def conditioning(self, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
         return {"context": context}
 
     def scale_latent(self, latent: Tensor) -> Tensor:

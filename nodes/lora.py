@@ -1,0 +1,126 @@
+"""The node that says what a LoRA trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..training.layers import GROUPS, PRESETS, LoraSettings
+from .errors import names_node
+
+CATEGORY = "Diff2Flow/training"
+
+
+def _group_switch(default: bool, layers: str) -> tuple[str, dict[str, Any]]:
+    return ("BOOLEAN", {"default": default, "tooltip": f"Preset custom only: train {layers}."})
+
+
+class Diff2FlowLoraConfig:
+    """Which layers a LoRA trains, and how finely."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "build"
+    RETURN_TYPES = ("D2F_LORA",)
+    RETURN_NAMES = ("lora",)
+    OUTPUT_TOOLTIPS = ("For Diff2Flow Train.",)
+    DESCRIPTION = (
+        "What the LoRA trains. The presets are complete: rank, alpha and the switches below count for preset custom"
+        " only."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "preset": (
+                    [*PRESETS, "custom"],
+                    {
+                        "default": "light",
+                        "tooltip": "light: rank 16 on attention, feed-forward and projections (6.8 M parameters on"
+                        " SD1.5, a 14 MB file); a pure LoRA that ComfyUI, A1111, Forge and diffusers read."
+                        " paper-small: rank 64, convolutions too, first and last layer in full (61 M), for reflow."
+                        " paper-base: rank 20 % of each layer (214 M), for new tasks. The two papers' presets save"
+                        " whole layers (.diff), which ComfyUI and Forge read and diffusers ignores. custom: the"
+                        " inputs below.",
+                    },
+                ),
+                "rank": (
+                    "INT",
+                    {
+                        "default": 16,
+                        "min": 1,
+                        "max": 1024,
+                        "tooltip": "Preset custom only: rank of each layer's LoRA, without unit. 4 to 16 for a style,"
+                        " 32 to 128 for more; file size and memory grow with it.",
+                    },
+                ),
+                "alpha": (
+                    "FLOAT",
+                    {
+                        "default": 16.0,
+                        "min": 0.0,
+                        "max": 1024.0,
+                        "step": 0.5,
+                        "tooltip": "Preset custom only: the LoRA counts alpha/rank times. The same as rank is usual;"
+                        " half of it halves the learning rate's effect. 0: each layer's own rank.",
+                    },
+                ),
+            },
+            "optional": _custom_inputs(),
+        }
+
+    @names_node("Diff2Flow LoRA Config")
+    def build(
+        self,
+        preset: str,
+        rank: int,
+        alpha: float,
+        rank_ratio: float = 0.0,
+        self_attention: bool = True,
+        cross_attention: bool = True,
+        attention_out: bool = True,
+        feed_forward: bool = True,
+        proj: bool = True,
+        conv: bool = False,
+        time: bool = False,
+        ends_in_full: bool = False,
+    ) -> tuple[LoraSettings]:
+        if preset in PRESETS:
+            return (PRESETS[preset],)
+        if preset != "custom":
+            raise ValueError(f"preset must be one of {', '.join((*PRESETS, 'custom'))}, not {preset!r}")
+        switches = (self_attention, cross_attention, attention_out, feed_forward, proj, time, conv)
+        groups = tuple(group for group, on in zip(GROUPS, switches, strict=True) if on)
+        return (LoraSettings("custom", groups, rank, rank_ratio, alpha, ends_in_full),)
+
+
+def _custom_inputs() -> dict[str, Any]:
+    return {
+        "rank_ratio": (
+            "FLOAT",
+            {
+                "default": 0.0,
+                "min": 0.0,
+                "max": 1.0,
+                "step": 0.01,
+                "tooltip": "Preset custom only: rank as a part of the larger side of each layer, 0 to 1, instead of"
+                " rank. The paper's is 0.2. 0: rank counts.",
+            },
+        ),
+        "self_attention": _group_switch(True, "queries, keys and values of self-attention"),
+        "cross_attention": _group_switch(True, "queries, keys and values of cross-attention (text)"),
+        "attention_out": _group_switch(True, "the output layers of both attentions"),
+        "feed_forward": _group_switch(True, "the feed-forward layers of the transformer blocks"),
+        "proj": _group_switch(True, "proj_in and proj_out around the transformer blocks"),
+        "conv": _group_switch(
+            False, "all convolutions but the first and the last; in SD1.x that includes proj_in and proj_out"
+        ),
+        "time": _group_switch(False, "the time embedding and its projections into the blocks"),
+        "ends_in_full": (
+            "BOOLEAN",
+            {
+                "default": False,
+                "tooltip": "Preset custom only: train the first and the last convolution whole instead of by LoRA."
+                " Saved as .diff, which ComfyUI and Forge read and diffusers ignores.",
+            },
+        ),
+    }
