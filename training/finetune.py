@@ -1,112 +1,326 @@
-"""One finetuning, from a network and a dataset to a LoRA file."""
+"""One finetuning, from a network and a dataset to a file, with everything on the way: states, samples, validation."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .adapters import Adapters
+from ..samplers.parameterization import FlowParameterization
+from .adapters import Trained, trainable
+from .checkpointing import checkpointed
 from .dataset import LatentDataset
+from .fit import require_fit
 from .layers import LoraSettings
-from .loop import train
-from .lora_file import free_path, save_lora
+from .loop import Loop, StepReport
 from .metadata import Run, lora_metadata
+from .memory import estimate, require_room
+from .parallel import Processes, joined
 from .port import Backbone, Progress
+from .product import DTYPES, Finetuned, Output, save_product
+from .record import LOG, Events, JsonLines, Sink, TensorBoard
+from .run_folder import RunFolder, open_run
+from .sample_files import save_samples
 from .settings import TrainSettings
+from .validation import Validation
 
 _LOG = logging.getLogger(__name__)
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_RECENT = 20
+
+Draw = Callable[[Any, FlowParameterization], "list[tuple[str, Tensor]]"]
+"""Samples of a MODEL along a flow: pairs of a short title and an IMAGE (B, H, W, 3)."""
 
 
 @dataclass(frozen=True)
-class LoraOutput:
-    """Where the LoRA goes and what it recommends.
+class Watch:
+    """What is looked at while training.
 
     Args:
-        folder: of LoRA files.
-        name: inside it, without number; checked here, an existing file of that name is never overwritten.
-        dtype: of the saved tensors, of DTYPES.
-        recommended_steps, recommended_cfg: for whoever samples with it.
-
-    Raises:
-        ValueError: a name that leads out of the folder, an unknown dtype, steps below 1.
+        sample_every: steps between samples; 0 draws none.
+        draw: draws them.
+        validate_every: steps between validations; 0 makes none.
+        held_out: what is validated on.
+        tensorboard: event files as well.
     """
 
-    folder: Path
-    name: str
-    dtype: str = "fp16"
-    recommended_steps: int = 25
-    recommended_cfg: float = 7.0
+    sample_every: int = 0
+    draw: Draw | None = None
+    validate_every: int = 0
+    held_out: LatentDataset | None = None
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is kept on disk while training.
+
+    Args:
+        root: folder of all runs.
+        save_every: steps between saved states; 0 saves one only when the run ends, however it ends.
+        keep: states, at least 1.
+        resume: "auto" or "new", see `run_folder.open_run`.
+        memory_check: whether a run that does not fit is refused.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    root: Path
+    save_every: int = 250
+    keep: int = 2
+    resume: str = "auto"
+    memory_check: bool = True
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"save_dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        if self.recommended_steps < 1:
-            raise ValueError(f"recommended_steps must be at least 1, not {self.recommended_steps}")
-        try:
-            free_path(self.folder, self.name)
-        except ValueError as error:
-            raise ValueError(f"output_name: {error}") from error
+        if self.save_every < 0:
+            raise ValueError(f"save_every must be at least 0, not {self.save_every}; 250 is usual")
+        if self.keep < 1:
+            raise ValueError(f"keep_states must be at least 1, not {self.keep}")
 
 
 @dataclass(frozen=True)
-class Finetuned:
-    """A trained LoRA: the tensors and metadata are those in the file.
+class Job:
+    """All that a finetuning is.
 
     Args:
-        name: of the file, relative to the folder, as LoraLoader lists it.
-        state: its tensors.
-        metadata: its metadata.
-        losses: of each step done.
+        backbone, dataset, lora, settings: what is trained, on what, which layers, how.
+        output: the file it becomes.
+        keeping: what is kept while it runs.
+        watch: what is looked at.
+        model_id: digest of the model with everything already patched into it.
     """
 
-    name: str
-    state: dict[str, Tensor]
-    metadata: dict[str, str]
-    losses: list[float]
+    backbone: Backbone
+    dataset: LatentDataset
+    lora: LoraSettings
+    settings: TrainSettings
+    output: Output
+    keeping: Keeping
+    watch: Watch = field(default_factory=Watch)
+    model_id: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a saved state to be continued."""
+        items = hashlib.sha256(repr(self.dataset.items).encode()).hexdigest()[:16]
+        model = {"model": self.model_id, "prediction": self.backbone.prediction}
+        return {**model, "dataset": items, "lora": asdict(self.lora), "settings": self.settings.identity()}
 
 
-def finetune(
-    backbone: Backbone,
-    dataset: LatentDataset,
-    lora: LoraSettings,
-    settings: TrainSettings,
-    output: LoraOutput,
-    progress: Progress,
-) -> Finetuned:
-    """Trains and saves a LoRA. Interrupted or failed, what is done is saved before the exception goes on.
+def finetune(job: Job, progress: Progress) -> Finetuned:
+    """Trains and saves. Whatever ends the run early, its state and its product are saved before the exception goes on.
+
+    The network is afterwards what it was.
 
     Raises:
-        ValueError: see `loop.train`; the message ends with the name of the file where one was saved.
+        ValueError: dataset and network do not fit, no layer is chosen, not enough memory; see also `Loop`. Where steps
+            were made before it, the message ends with the name of the file they are saved as.
     """
-    saved: list[Finetuned] = []
-    began = time.time()
+    # ComfyUI runs every node under inference mode: this is the one place that leaves it.
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        stack.callback(progress.close)
+        for dataset in filter(None, (job.dataset, job.watch.held_out)):
+            require_fit(job.backbone, dataset)
+        adapters = stack.enter_context(trainable(job.backbone, job.lora, job.settings.seed))
+        stack.enter_context(checkpointed(job.backbone.module, job.settings.optimizer.checkpointing))
+        stack.enter_context(_compiled(job.backbone.module, job.settings.optimizer.compile))
+        return _Session(job, adapters, progress, joined()).run()
 
-    def save(adapters: Adapters, losses: list[float]) -> None:
-        steps = output.recommended_steps, output.recommended_cfg
-        path = free_path(output.folder, output.name)
-        run = Run(path.stem, backbone, dataset, lora, settings, len(losses), adapters.size, *steps, began)
-        saved.append(_saved(path, output, adapters, run, losses))
 
-    try:
-        train(backbone, dataset, lora, settings, progress, save)
-    except ValueError as error:
-        if not saved:
+class _Session:
+    """One sitting of a run: from its beginning or its last state to its end or its interruption."""
+
+    def __init__(self, job: Job, adapters: Trained, progress: Progress, processes: Processes) -> None:
+        self._job, self._adapters, self._progress, self._processes = job, adapters, progress, processes
+        self._folder: RunFolder = _opened(job, processes)
+        state = self._folder.resumed()
+        self._loop = Loop(job.backbone, job.dataset, adapters, job.settings, processes, state)
+        self._resumed_at = self._saved_at = self._loop.step
+        self._began, self._timer = time.time(), time.monotonic()
+        self._validation = _validation(job, self._loop)
+        self._sinks: list[Sink] = []
+
+    def run(self) -> Finetuned:
+        """Trains; saves the state and the product however it ends."""
+        self._introduce()
+        try:
+            with self._recorded():
+                self._loop.run(self._report, self._due, self._pause)
+        except BaseException as error:
+            self._rescue(error)
             raise
-        kept = f"the {len(saved[0].losses)} steps before it are saved as '{saved[0].name}'"
-        raise ValueError(f"{error}; {kept}") from error
+        return self._save()
+
+    def _introduce(self) -> None:
+        """Says what will be trained, and refuses what does not fit."""
+        job = self._job
+        text = self._adapters.describe
+        if self._resumed_at:
+            text += f"; continues after step {self._resumed_at}"
+        self._progress.update(self._resumed_at, text)
+        _LOG.info("%s: %s", job.output.name, text)
+        if not job.keeping.memory_check:
+            return
+        needed = estimate(job.backbone.module, job.settings, lambda: self._loop.micro_loss(self._largest(), 0))
+        if needed is not None:
+            _LOG.info("Memory: %s", needed)
+            require_room(needed, job.backbone.device, job.settings)
+
+    def _largest(self) -> list[int]:
+        """A batch of the items with the most pixels."""
+        items = self._job.dataset.items
+        largest = max(range(len(items)), key=lambda i: items[i].width * items[i].height)
+        return [largest] * self._job.settings.batch_size
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """The log, TensorBoard and the page hear of every step."""
+        if self._processes.is_writer:
+            self._sinks = [Events(self._progress), JsonLines(self._folder.path / LOG, self._resumed_at)]
+            if self._job.watch.tensorboard:
+                self._sinks.append(TensorBoard(self._folder.path / "tensorboard", self._resumed_at))
+        self._add({"kind": "begin", "step": self._loop.step, "steps": self._job.settings.steps})
+        try:
+            yield
+        finally:
+            self._loop.settle_last()
+            self._add({"kind": "end", "step": self._loop.step, "steps": self._job.settings.steps})
+            for sink in self._sinks:
+                sink.close()
+            self._sinks = []
+
+    def _add(self, entry: Mapping[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.add({**entry, "time": time.time()})
+
+    def _report(self, step: StepReport) -> None:
+        rate = (step.step - self._resumed_at) / max(1e-9, time.monotonic() - self._timer)
+        left = (self._job.settings.steps - step.step) / rate
+        numbers = {"loss": step.loss, "learning_rate": step.learning_rate, "grad_norm": step.grad_norm}
+        self._add({"kind": "step", "step": step.step, **numbers, "steps_per_second": rate, "seconds_left": left})
+        recent = self._loop.losses[-_RECENT:]
+        text = f"loss {sum(recent) / len(recent):.4f}, {rate:.2f} it/s, {_clock(left)} left"
+        self._progress.update(step.step, text)
+
+    def _due(self, step: int) -> bool:
+        watch, keeping = self._job.watch, self._job.keeping
+        return any(every and step % every == 0 for every in (watch.sample_every, watch.validate_every)) or bool(
+            keeping.save_every and step % keeping.save_every == 0
+        )
+
+    def _pause(self) -> None:
+        """Saves, validates and samples, as far as each is due."""
+        step, watch, keeping = self._loop.step, self._job.watch, self._job.keeping
+        if keeping.save_every and step % keeping.save_every == 0:
+            self._save_state()
+        if self._validation is not None and step % watch.validate_every == 0:
+            with self._loop.product_in_place():
+                self._add({"kind": "validation", "step": step, **self._validation.losses(self._job.backbone)})
+        if watch.draw is not None and watch.sample_every and step % watch.sample_every == 0:
+            self._sample(step)
+
+    def _sample(self, step: int) -> None:
+        """Draws and saves samples, by the host's own sampler."""
+        if not self._processes.is_writer:
+            return
+        objective, watch = self._loop.objective, self._job.watch
+        flow = FlowParameterization(objective.alignment, objective.start)
+        with self._loop.product_in_place(), torch.no_grad(), self._job.backbone.sampled() as model:
+            pictures = watch.draw(model, flow) if watch.draw else []
+        saved, preview = save_samples(self._folder.path / "samples", step, pictures)
+        self._add({"kind": "samples", "step": step, "files": [path.name for path in saved]})
+        self._progress.update(step, "samples saved", preview)
+
+    def _save_state(self) -> None:
+        if self._processes.is_writer and self._loop.step > self._saved_at:
+            self._folder.save(self._loop.state(), self._job.keeping.keep)
+            self._add({"kind": "state", "step": self._loop.step})
+            self._saved_at = self._loop.step
+
+    def _save(self) -> Finetuned:
+        """The state and the product of the steps that were made."""
+        self._save_state()
+        result = self._saved_product()
+        self._processes.wait()
+        return result
+
+    def _saved_product(self) -> Finetuned:
+        """The product, in its file; of several processes only the writer writes it."""
+        job, output, losses = self._job, self._job.output, self._loop.losses
+        with self._loop.product_in_place():
+            state = self._adapters.state(DTYPES[output.dtype])
+        run = Run(
+            title=output.name,
+            backbone=job.backbone,
+            dataset=job.dataset,
+            lora=job.lora,
+            settings=job.settings,
+            steps=len(losses),
+            trained=self._adapters.size,
+            share=self._adapters.share,
+            recommended_steps=output.recommended_steps,
+            recommended_cfg=output.recommended_cfg,
+            began=self._began,
+        )
+        if self._processes.is_writer:
+            return save_product(output, self._folder, state, run, losses)
+        return Finetuned(output.name, state, lora_metadata(run), list(losses))
+
+    def _rescue(self, error: BaseException) -> None:
+        """After an interruption or error: saves what is good, and says where."""
+        if not self._loop.intact or not self._processes.is_writer:
+            _LOG.warning("The run '%s' ended inside a step; its last saved state stays.", self._folder.path.name)
+            return
+        if self._loop.step == self._resumed_at:
+            return
+        self._save_state()
+        name = self._saved_product().name
+        kept = f"the {self._loop.step} steps before it are saved as '{name}'; queue again to go on from there"
+        _LOG.warning("The run '%s' ended early (%s): %s", self._folder.path.name, type(error).__name__, kept)
+        if isinstance(error, ValueError):
+            error.args = (f"{error}; {kept}",)
+
+
+def _opened(job: Job, processes: Processes) -> RunFolder:
+    """The run's folder: the writer chooses or makes it first, the others find what it chose."""
+    keeping, identity = job.keeping, job.identity()
+    if processes.is_writer:
+        folder = open_run(keeping.root, job.output.name, identity, keeping.resume)
+        processes.wait()
+        processes.wait()
+        return folder
+    processes.wait()
+    folder = open_run(keeping.root, job.output.name, identity, "auto")
+    processes.wait()
+    return folder
+
+
+def _validation(job: Job, loop: Loop) -> Validation | None:
+    watch = job.watch
+    if not watch.validate_every or watch.held_out is None:
+        return None
+    return Validation(watch.held_out, loop.objective, job.settings.seed, job.settings.batch_size)
+
+
+@contextmanager
+def _compiled(network: torch.nn.Module, on: bool) -> Iterator[None]:
+    """The network through torch.compile while the context lasts."""
+    if on:
+        network.compile()
+    try:
+        yield
     finally:
-        progress.close()
-    return saved[0]
+        if on:
+            network._compiled_call_impl = None
 
 
-def _saved(path: Path, output: LoraOutput, adapters: Adapters, run: Run, losses: list[float]) -> Finetuned:
-    state = adapters.state(DTYPES[output.dtype])
-    metadata = save_lora(path, state, lora_metadata(run))
-    _LOG.info("LoRA of %d steps saved: %s", run.steps, path)
-    return Finetuned(str(path.relative_to(output.folder)), state, metadata, list(losses))
+def _clock(seconds: float) -> str:
+    left = round(seconds)
+    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"

@@ -1,161 +1,227 @@
-"""The training loop: one network call a step, each item with its own caption and time; work is never lost."""
+"""The training loop: one network call a micro-batch, each item with its own caption and time."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import draws
-from .adapters import Adapters, adapted
-from .dataset import LatentDataset
-from .layers import FIRST, LoraSettings, choose_layers
+from . import draws, optimizers
+from .adapters import Trained
+from .dataset import Batch, LatentDataset
+from .ema import Averages
 from .objective import Objective
-from .port import Backbone, Progress
+from .parallel import Processes
+from .port import Backbone
 from .settings import TrainSettings
+from .state import State, restore
 
-_RECENT = 20
 _MAX_OVERFLOWS = 20
-
-Save = Callable[[Adapters, "list[float]"], None]
-"""Called once with the layers and the losses of the steps done, when training ends, is interrupted or fails."""
 
 
 class NonFiniteError(ValueError):
     """Training stopped because a loss or gradient was NaN or infinite."""
 
 
-def train(
-    backbone: Backbone,
-    dataset: LatentDataset,
-    lora: LoraSettings,
-    settings: TrainSettings,
-    progress: Progress,
-    save: Save,
-) -> None:
-    """Trains a LoRA on a network; the network is afterwards what it was.
-
-    Whatever ends the run early (the host's interruption, a BaseException as well; out of memory; a non-finite loss),
-    `save` is called first if at least one step was done, then the exception goes on.
+@dataclass(frozen=True)
+class StepReport:
+    """A step that was made and read.
 
     Args:
-        backbone: the network, ready for gradients.
-        dataset: what to train on.
-        lora: which layers.
-        settings: how.
-        progress: told after every step; may raise to interrupt.
-        save: given the trained layers.
-
-    Raises:
-        ValueError: dataset and network do not fit, or no layer is chosen.
-        NonFiniteError: a loss or gradient is NaN or infinite; it names the step, whose update was not made.
+        step: 1, 2, ...
+        loss: mean over the batch.
+        grad_norm: before clipping.
+        learning_rate: of the network's layers.
     """
-    # ComfyUI runs every node under inference mode: this is the one place that leaves it.
-    with torch.inference_mode(False), torch.enable_grad():
-        names = backbone.layer_names()
-        _require_fit(backbone.module, names, dataset)
-        layers = choose_layers(backbone.module, names, lora)
-        with adapted(backbone.module, layers, settings.seed) as adapters:
-            loop = _Loop(backbone, dataset, adapters, settings, progress)
-            try:
-                loop.run()
-            finally:
-                loop.settle_last()
-                if loop.losses:
-                    save(adapters, loop.losses)
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
 
 
-class _Loop:
+Report = Callable[[StepReport], None]
+
+
+class Loop:
     """The state of a run.
 
     The loss of a step is read while the device is busy with the next one, so that no step waits for it. A step whose
     gradient is not finite is left out by the gradient scaler on the device itself: when its loss is read, the weights
     are still those before it.
+
+    Args:
+        backbone: the network, with its layers injected.
+        dataset: what to train on.
+        adapters: the injected layers.
+        settings: how.
+        processes: this run's.
+        state: to go on from.
+
+    Attributes:
+        losses: of the steps made and read.
+        intact: False only while the optimizer changes the weights; what was interrupted there is neither this step
+            nor the last.
+
+    Raises:
+        ValueError: the optimizer's library is missing, the state does not fit, or the batch cannot be split so.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         dataset: LatentDataset,
-        adapters: Adapters,
+        adapters: Trained,
         settings: TrainSettings,
-        progress: Progress,
+        processes: Processes,
+        state: State | None = None,
     ) -> None:
         self.losses: list[float] = []
-        self._backbone, self._dataset, self._settings, self._progress = backbone, dataset, settings, progress
-        self._objective = Objective(settings.objective, backbone.schedule, backbone.prediction)
-        self._parameters, self._size = adapters.parameters(), adapters.size
-        self._optimizer = _adamw(self._parameters, settings)
-        self._cast = _autocast_dtype(settings.precision, backbone.device)
+        self.intact = True
+        self.objective = Objective(settings.objective, backbone.schedule, backbone.prediction)
+        self._backbone, self._dataset, self._settings, self._processes = backbone, dataset, settings, processes
+        self._adapters, self._options = adapters, settings.optimizer
+        _require_parts(settings, processes)
+        self._parameters = adapters.parameters()
+        self._optimizer = optimizers.build_optimizer(
+            self._options.name,
+            adapters.groups(),
+            settings.learning_rate,
+            (self._options.beta1, self._options.beta2),
+            self._options.weight_decay,
+        )
+        self._cast = _autocast_dtype(self._options.precision, backbone.device)
         self._scaler = _scaler(backbone.device, self._cast)
+        self._averages = Averages(self._parameters, self._options.ema)
+        self._order = draws.Order(dataset.buckets, settings.batch_size, settings.seed)
         self._pending: _Reading | None = None
         self._overflows = 0
-        self._began = time.monotonic()
+        if state is not None:
+            self._restore(state)
 
-    def run(self) -> None:
-        """All steps."""
-        total = sum(p.numel() for p in self._backbone.module.parameters())
-        share = 100.0 * self._size / max(1, total - self._size)
-        self._progress.update(0, f"training {self._size / 1e6:.2f} M parameters, {share:.2f} % of the network")
-        for step in range(self._settings.steps):
+    @property
+    def step(self) -> int:
+        """Steps made and read."""
+        return len(self.losses)
+
+    def run(self, report: Report, due: Callable[[int], bool], pause: Callable[[], None]) -> None:
+        """All steps that are left.
+
+        Args:
+            report: told of every step, one step late unless a pause follows it; may raise to interrupt.
+            due: whether to pause after this many steps.
+            pause: called with every step up to there made and read.
+
+        Raises:
+            NonFiniteError: a loss or gradient is NaN or infinite; it names the step, whose update was not made.
+        """
+        optimizers.training(self._optimizer)
+        for step in range(self.step, self._settings.steps):
             loss = self._gradient(step)
-            self._settle()
-            norm = self._update(step)
-            self._pending = _Reading(torch.stack([loss, norm]))
-        self._settle()
+            self._settle(report)
+            self._pending = _Reading(torch.stack([loss, self._update(step)]), self._settings.learning_rate_at(step))
+            if due(step + 1):
+                self._settle(report)
+                pause()
+        self._settle(report)
 
     def settle_last(self) -> None:
         """Counts the step that was made but not read, if it is good; frees the gradients."""
-        reading, self._pending = self._pending, None
-        if reading is not None:
-            loss, norm = reading.values()
-            if math.isfinite(loss) and math.isfinite(norm):
-                self.losses.append(loss)
+        with contextlib.suppress(NonFiniteError):
+            self._settle(lambda report: None)
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _gradient(self, step: int) -> Tensor:
-        """Forward and backward of a step; its loss ()."""
-        seed, size, device = self._settings.seed, self._settings.batch_size, self._backbone.device
-        batch = self._dataset.batch(draws.batch_indices(len(self._dataset), size, seed, step))
+    def state(self) -> State:
+        """What the next step depends on."""
+        return State(
+            step=self.step,
+            parameters=[p.detach() for p in self._parameters],
+            averages=self._averages.values,
+            optimizer=self._optimizer.state_dict(),
+            scaler=self._scaler.state_dict(),
+            losses=self.losses,
+        )
+
+    @contextmanager
+    def product_in_place(self) -> Iterator[None]:
+        """The weights that are saved and sampled (averages, where there are any) stand in the network."""
+        kept = [p.detach().clone() for p in self._parameters] if hasattr(self._optimizer, "eval") else []
+        try:
+            optimizers.evaluating(self._optimizer)
+            with self._averages.in_place():
+                yield
+        finally:
+            optimizers.training(self._optimizer)
+            if kept:  # going there and back rounds: put back to the bit
+                restore(self._parameters, kept)
+
+    def micro_loss(self, indices: list[int], step: int, micro: int = 0) -> Tensor:
+        """Loss () of this process's part of a batch, with its graph."""
+        size, device = len(indices), self._backbone.device
+        part = self._processes.part(size, micro, self._options.accumulation)
+        batch = self._batch(indices, step, part)
         x_data = self._backbone.scale_latent(batch.latent.to(device)).float()
-        x_noise = draws.noise(x_data.shape, seed, step).to(device)
-        t = self._objective.times(draws.uniform(size, seed, step)).to(device)
-        pooled = None if batch.pooled is None else batch.pooled.to(device)
-        conditioning = self._backbone.conditioning(batch.context.to(device), pooled, batch.sizes)
+        seed = self._settings.seed
+        x_noise = draws.noise((size, *x_data.shape[1:]), seed, step)[part].to(device)
+        t = self.objective.times(draws.uniform(size, seed, step)[part]).to(device)
+        mask = None if batch.mask is None else batch.mask.to(device)
         with self._autocast():
-            loss = self._objective.loss(self._backbone, x_data, x_noise, t, conditioning).mean()
+            conditioning = conditioned(self._backbone, batch, self._adapters.trains_text)
+            return self.objective.loss(self._backbone, x_data, x_noise, t, conditioning, mask).mean()
+
+    def _batch(self, indices: list[int], step: int, part: slice) -> Batch:
+        seed, size = self._settings.seed, len(indices)
+        flips = draws.flips(size, seed, step)
+        dropped = draws.dropouts(size, self._settings.objective.caption_dropout, seed, step)
+        return self._dataset.batch(indices[part], flips[part], dropped[part])
+
+    def _gradient(self, step: int) -> Tensor:
+        """Forward and backward of a step, averaged over micro-batches and processes; its loss ()."""
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
-        return loss.detach()
+        count, total = self._options.accumulation, torch.zeros((), device=self._backbone.device)
+        indices = self._order.batch(step)
+        for micro in range(count):
+            loss = self.micro_loss(indices, step, micro) / count
+            self._scaler.scale(loss).backward()
+            total += loss.detach()
+        if self._processes.count > 1:
+            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = gradient
+            self._processes.average([*gradients, total])
+        return total
 
     def _update(self, step: int) -> Tensor:
         """Optimizer step with the clipped gradient, left out on the device if that is not finite; its norm ()."""
         self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.max_grad_norm or math.inf)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._options.max_grad_norm or math.inf)
+        rate = self._settings.learning_rate_at(step)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.learning_rate_at(step)
+            group["lr"] = rate * (self._options.text_rate if group["name"] == "text" else 1.0)
+        self.intact = False
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self.intact = True
         return norm
 
-    def _settle(self) -> None:
+    def _settle(self, report: Report) -> None:
         """Reads the step made last and reports it; stops the run if it was not finite."""
         reading, self._pending = self._pending, None
         if reading is None:
             return
         loss, norm = reading.values()
         self._require_finite(loss, norm)
+        self._averages.update(self.step)
         self.losses.append(loss)
-        self._progress.update(len(self.losses), self._status())
+        report(StepReport(self.step, loss, norm, reading.learning_rate))
 
     def _require_finite(self, loss: float, norm: float) -> None:
-        step = len(self.losses) + 1
         if not math.isfinite(loss):
             what = f"the loss became {loss}"
         elif math.isfinite(norm):
@@ -167,16 +233,17 @@ class _Loop:
                 return  # the scaler is looking for its scale: usual in the first steps of fp16
             what = f"the gradient became {norm} (loss {loss:.4g})"
         raise NonFiniteError(
-            f"{what} at step {step} of {self._settings.steps}, whose update was not made; lower learning_rate"
+            f"{what} at step {self.step + 1} of {self._settings.steps}, whose update was not made; lower learning_rate"
             f" ({self._settings.learning_rate}), or set precision to bf16 or fp32"
         )
 
-    def _status(self) -> str:
-        done, recent = len(self.losses), self.losses[-_RECENT:]
-        rate = done / max(1e-9, time.monotonic() - self._began)
-        left = round((self._settings.steps - done) / rate)
-        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        return f"loss {sum(recent) / len(recent):.4f}, {rate:.2f} it/s, {clock} left"
+    def _restore(self, state: State) -> None:
+        restore(self._parameters, state.parameters)
+        restore(self._averages.values, state.averages)
+        self._optimizer.load_state_dict(state.optimizer)
+        if state.scaler:
+            self._scaler.load_state_dict(state.scaler)
+        self.losses = list(state.losses)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._cast is None:
@@ -184,10 +251,21 @@ class _Loop:
         return torch.autocast(self._backbone.device.type, dtype=self._cast)
 
 
-class _Reading:
-    """Numbers on their way from the device; asking for them waits only for the work that makes them."""
+def conditioned(backbone: Backbone, batch: Batch, live_text: bool = False) -> dict[str, Tensor]:
+    """What the network takes beside x and tau, for a batch; with `live_text` encoded now, by the encoder in training."""
+    device = backbone.device
+    if live_text:
+        context, pooled = backbone.text.encode(batch.captions)
+    else:
+        context, pooled = batch.context.to(device), None if batch.pooled is None else batch.pooled.to(device)
+    return backbone.conditioning(context, pooled, batch.sizes)
 
-    def __init__(self, values: Tensor) -> None:
+
+class _Reading:
+    """Loss and norm on their way from the device; asking for them waits only for the work that makes them."""
+
+    def __init__(self, values: Tensor, learning_rate: float) -> None:
+        self.learning_rate = learning_rate
         self._event = None
         self._values = values.to("cpu", non_blocking=True)
         if values.device.type == "cuda":
@@ -198,14 +276,6 @@ class _Reading:
         if self._event is not None:
             self._event.synchronize()
         return self._values.tolist()
-
-
-def _adamw(parameters: list[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW, fused where the device has it."""
-    fused = parameters[0].device.type in ("cuda", "cpu")
-    return torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused or None
-    )
 
 
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -223,17 +293,10 @@ def _scaler(device: torch.device, cast: torch.dtype | None) -> torch.amp.GradSca
     return torch.amp.GradScaler(device.type, init_scale=1.0, growth_interval=2**31 - 1)
 
 
-def _require_fit(network: nn.Module, layer_names: Any, dataset: LatentDataset) -> None:
-    """Raises ValueError where the dataset's latents or embeddings are not the network's."""
-    for path, name in layer_names.items():
-        layer = network.get_submodule(path)
-        if FIRST.fullmatch(name) and layer.weight.shape[1] != dataset.latent_channels:
-            raise ValueError(
-                f"model: its network takes {layer.weight.shape[1]} input channels, the dataset's latents have"
-                f" {dataset.latent_channels} (inpainting and depth models have more); choose a plain checkpoint"
-            )
-        if name.endswith(".attn2.to_k") and layer.weight.shape[1] != dataset.context_width:
-            raise ValueError(
-                f"dataset: its text embeddings are {dataset.context_width} wide, the model takes"
-                f" {layer.weight.shape[1]}; make the dataset with the CLIP of the checkpoint that is trained"
-            )
+def _require_parts(settings: TrainSettings, processes: Processes) -> None:
+    parts = settings.optimizer.accumulation * processes.count
+    if settings.batch_size % parts:
+        raise ValueError(
+            f"batch_size ({settings.batch_size}) must be a multiple of accumulation times processes"
+            f" ({settings.optimizer.accumulation} × {processes.count} = {parts})"
+        )

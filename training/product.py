@@ -1,0 +1,91 @@
+"""What a run becomes: a LoRA file, or for full finetuning a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .lora_file import SUFFIX, free_path, save_lora
+from .metadata import Run, lora_metadata
+from .run_folder import RunFolder
+
+_LOG = logging.getLogger(__name__)
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the LoRA goes and what it recommends.
+
+    Args:
+        folder: of LoRA files.
+        name: inside it, without number; checked here, an existing file of that name is never overwritten.
+        dtype: of the saved tensors, of DTYPES.
+        recommended_steps, recommended_cfg: for whoever samples with it.
+
+    Raises:
+        ValueError: a name that leads out of the folder, an unknown dtype, steps below 1.
+    """
+
+    folder: Path
+    name: str
+    dtype: str = "fp16"
+    recommended_steps: int = 25
+    recommended_cfg: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"save_dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.recommended_steps < 1:
+            raise ValueError(f"recommended_steps must be at least 1, not {self.recommended_steps}")
+        try:
+            free_path(self.folder, self.name)
+        except ValueError as error:
+            raise ValueError(f"output_name: {error}") from error
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """A trained LoRA: the tensors and metadata are those in the file.
+
+    Args:
+        name: of the file, relative to the folder, as LoraLoader lists it.
+        state: its tensors.
+        metadata: its metadata.
+        losses: of each step done.
+    """
+
+    name: str
+    state: dict[str, Tensor]
+    metadata: dict[str, str]
+    losses: list[float]
+
+
+def path_of(output: Output, folder: RunFolder) -> Path:
+    """The run's own file, if it has saved one before and it is still there; else a new one, numbered where needed."""
+    own = output.folder / folder.product if folder.product else None
+    return own if own is not None and own.exists() else free_path(output.folder, output.name)
+
+
+def save_product(
+    output: Output, folder: RunFolder, state: dict[str, Tensor], run: Run, losses: list[float]
+) -> Finetuned:
+    """Writes the LoRA, whole or not at all.
+
+    Args:
+        output: where it goes.
+        folder: of the run, which remembers the file's name.
+        state: tensors by kohya's keys.
+        run: what its metadata says.
+        losses: of each step done.
+    """
+    path = path_of(output, folder)
+    metadata = save_lora(path, state, lora_metadata(replace(run, title=path.stem)))
+    name = str(path.relative_to(output.folder))
+    folder.record_product(name)
+    _LOG.info("LoRA of %d steps saved: %s", run.steps, path)
+    return Finetuned(name, state, metadata, list(losses))

@@ -1,0 +1,117 @@
+"""What a run says of itself while it runs: JSON lines, TensorBoard, and events for the page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..files import written_whole
+from .port import Progress
+
+LOG = "log.jsonl"
+_FLUSH_SECONDS, _EVENT_SECONDS = 1.0, 0.25
+
+
+class Sink(Protocol):
+    """Takes entries {"kind": ..., "step": ..., numbers and names}."""
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """One more entry."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class JsonLines:
+    """log.jsonl: one entry a line, on disk about a second after it happened.
+
+    Args:
+        path: of the file.
+        step: entries of later steps, from a run that was killed after its last state, are dropped.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in _lines(path) if json.loads(line).get("step", 0) <= step] if step else []
+        with written_whole(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
+        self._flushed = time.monotonic()
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Appends a line."""
+        self._file.write(json.dumps(entry) + "\n")
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Event files for TensorBoard, one scalar for each number of an entry.
+
+    Args:
+        folder: of the event files.
+        step: events of later steps are hidden (purged).
+
+    Raises:
+        ValueError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError as error:
+            raise ValueError(
+                "tensorboard is on, but the package 'tensorboardX' is not installed: run 'pip install tensorboardX' in"
+                " ComfyUI's python and restart, or switch it off"
+            ) from error
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Writes the numbers of an entry under "kind/name"."""
+        for name, value in entry.items():
+            if isinstance(value, float):
+                self._writer.add_scalar(f"{entry['kind']}/{name}", value, entry["step"])
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._writer.close()
+
+
+class Events:
+    """Entries sent to the page, at most four steps a second; everything else at once."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._sent = progress, 0.0
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Sends an entry unless one was sent just now."""
+        now = time.monotonic()
+        if entry["kind"] == "step" and now - self._sent < _EVENT_SECONDS:
+            return
+        self._sent = now
+        self._progress.event(entry)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of a log; a last one that was cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [line for line in lines if _is_json(line)]
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

@@ -1,0 +1,100 @@
+"""Where a run keeps its states, log and samples: output/diff2flow/<name>, and which run is continued."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import confined, written_whole
+from .state import State, find_state, load_state, save_state
+
+_LOG = logging.getLogger(__name__)
+RESUME = ("auto", "new")
+_ABOUT, _STATES = "run.json", "states"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk.
+
+    Args:
+        path: its folder.
+        identity: what must be equal for it to be continued.
+        state: file to continue from, or None.
+    """
+
+    path: Path
+    identity: Mapping[str, Any]
+    state: Path | None = None
+
+    def resumed(self) -> State | None:
+        """The state to continue from."""
+        return None if self.state is None else load_state(self.state)
+
+    def save(self, state: State, keep: int) -> Path:
+        """Writes a state; see `state.save_state`."""
+        return save_state(self.path / _STATES, state, self.identity, keep)
+
+    @property
+    def product(self) -> str:
+        """Name of the file that this run saved its LoRA or checkpoint as; "" if it has none yet."""
+        return _read(self.path).get("product", "")
+
+    def record_product(self, name: str) -> None:
+        """Remembers that name: the run, continued, replaces its own file and no other."""
+        _write(self.path, {**_read(self.path), "product": name})
+
+
+def open_run(root: Path, name: str, identity: Mapping[str, Any], resume: str) -> RunFolder:
+    """The folder of a run: the newest one of that name to continue, or a new one.
+
+    Args:
+        root: of all runs.
+        name: of the run; "name", "name_00002" and so on are looked at.
+        identity: see RunFolder.
+        resume: "auto" continues a run with the same identity, "new" always begins one.
+
+    Raises:
+        ValueError: another `resume`, or a name that leads out of the root.
+    """
+    if resume not in RESUME:
+        raise ValueError(f"resume must be one of {', '.join(RESUME)}, not {resume!r}")
+    confined(root, name)
+    existing = list(_existing(root, name))
+    for path in reversed(existing) if resume == "auto" else ():
+        state, differences = find_state(path / _STATES, identity)
+        if state is not None:
+            _LOG.info("Continues the run '%s' from %s", path.name, state.name)
+            return RunFolder(path, identity, state)
+        if differences:
+            _LOG.info("The run '%s' is not continued, its settings differ: %s", path.name, "; ".join(differences[:8]))
+    path = _numbered(root, name, len(existing) + 1)
+    _write(path, {"identity": identity})
+    return RunFolder(path, identity)
+
+
+def _existing(root: Path, name: str) -> Iterator[Path]:
+    number = 1
+    while (path := _numbered(root, name, number)).exists():
+        yield path
+        number += 1
+
+
+def _numbered(root: Path, name: str, number: int) -> Path:
+    return confined(root, name if number == 1 else f"{name}_{number:05d}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(path: Path, about: Mapping[str, Any]) -> None:
+    with written_whole(path / _ABOUT) as temporary:
+        temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
