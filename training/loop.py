@@ -123,7 +123,7 @@ class _Loop:
     def _gradient(self, step: int) -> Tensor:
         """Forward and backward of a step; its loss ()."""
         seed, size, device = self._settings.seed, self._settings.batch_size, self._backbone.device
-        batch = self._dataset.batch(draws.batch_indices(len(self._dataset), size, seed, step))
+        batch = self._dataset.batch(draws.batch_indices(self._dataset.buckets, size, seed, step))
         x_data = self._backbone.scale_latent(batch.latent.to(device)).float()
         x_noise = draws.noise(x_data.shape, seed, step).to(device)
         t = self._objective.times(draws.uniform(size, seed, step)).to(device)
