@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .datasets import Diff2FlowImageDataset
+from .datasets import Diff2FlowImageDataset, Diff2FlowImages
 from .loading import Diff2FlowCheckpointLoader, Diff2FlowLoraLoader
 from .lora import Diff2FlowLoraConfig
 from .sampling import Diff2FlowModel, Diff2FlowSampler, Diff2FlowSigmas, Diff2FlowSolver
@@ -16,6 +16,7 @@ NODES = {
     "Diff2Flow Solver": Diff2FlowSolver,
     "Diff2Flow Sigmas": Diff2FlowSigmas,
     "Diff2Flow Image Dataset": Diff2FlowImageDataset,
+    "Diff2Flow Images": Diff2FlowImages,
     "Diff2Flow LoRA Config": Diff2FlowLoraConfig,
     "Diff2Flow Train": Diff2FlowTrain,
 }

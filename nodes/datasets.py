@@ -7,11 +7,39 @@ from typing import Any
 
 from ..files import confined
 from ..hosts import current
-from ..training.encoding import Encoders, image_dataset
-from ..training.images import folder_state
+from ..training.buckets import BUCKETINGS, Sizes, parsed_resolutions
+from ..training.encoding import Encoders
+from ..training.folders import folder_state
+from ..training.image_batch import BatchSettings, batch_dataset
+from ..training.image_folder import ALPHAS, FolderSettings, image_dataset
 from .errors import names_node
 
 CATEGORY = "Diff2Flow/training"
+_OUTPUTS = (
+    "Latents and text embeddings for Diff2Flow Train.",
+    "What is in the dataset: images, sizes, captions, and files that were skipped, by name and number.",
+)
+_VAE = ("VAE", {"tooltip": "The autoencoder of the checkpoint that is trained."})
+_CLIP = ("CLIP", {"tooltip": "The text encoder of the checkpoint that is trained."})
+_FLIPS = (
+    "BOOLEAN",
+    {
+        "default": False,
+        "tooltip": "Encodes every image mirrored, too, and training shows either with probability 1/2. Good for few"
+        " images; leave it off for text, faces and anything whose left and right differ.",
+    },
+)
+_MASK_FLOOR = (
+    "FLOAT",
+    {
+        "default": 0.0,
+        "min": 0.0,
+        "max": 1.0,
+        "step": 0.05,
+        "tooltip": "Weight of what a mask leaves out, from 0 (does not count) to 1 (counts in full); 0 to 0.2."
+        " Changing it encodes nothing anew.",
+    },
+)
 
 
 class Diff2FlowImageDataset:
@@ -21,10 +49,7 @@ class Diff2FlowImageDataset:
     FUNCTION = "build"
     RETURN_TYPES = ("D2F_DATASET", "STRING")
     RETURN_NAMES = ("dataset", "summary")
-    OUTPUT_TOOLTIPS = (
-        "Latents and text embeddings for Diff2Flow Train.",
-        "What is in the dataset: images, captions, and files that were skipped, by name and number.",
-    )
+    OUTPUT_TOOLTIPS = _OUTPUTS
     DESCRIPTION = (
         "Turns a folder of images with .txt captions into latents and text embeddings. They are kept on disk"
         " (models/datasets): a second run encodes only what is new or changed, an interrupted one goes on where it was."
@@ -34,55 +59,15 @@ class Diff2FlowImageDataset:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {
-                "folder": (
-                    "STRING",
-                    {
-                        "default": "my_images",
-                        "tooltip": "A folder inside ComfyUI's input folder, by name ('my_images', 'styles/ink'): png,"
-                        " jpg, webp, bmp or tiff, 10 to 100 for a style. The caption of ink.png is ink.txt beside it;"
-                        " subfolders are not read. Transparency is laid on white.",
-                    },
-                ),
-                "vae": ("VAE", {"tooltip": "The autoencoder of the checkpoint that is trained."}),
-                "clip": ("CLIP", {"tooltip": "The text encoder of the checkpoint that is trained."}),
-                "resolution": (
-                    "INT",
-                    {
-                        "default": 512,
-                        "min": 8,
-                        "max": 4096,
-                        "step": 8,
-                        "tooltip": "Side of the training images in pixels, a multiple of 8 (of 64 for full-size"
-                        " checkpoints). 512 for SD1.x, 768 for SD2.x v, 1024 for SDXL. Images are scaled to cover the"
-                        " square and cropped in the middle.",
-                    },
-                ),
-            },
-            "optional": {
-                "trigger": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "Word or phrase put in front of every caption, with a comma ('inkstyle'). Use it in"
-                        " prompts to call the style. Empty: captions as they are.",
-                    },
-                ),
-                "default_caption": (
-                    "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "Caption of images that have no .txt ('a drawing'). Empty: a missing caption is an"
-                        " error that names the files. An empty .txt is a caption, too: an empty one.",
-                    },
-                ),
-            },
+            "required": {"folder": _folder_input(), "vae": _VAE, "clip": _CLIP, "resolution": _resolution_input()},
+            "optional": {**_caption_inputs(), **_bucket_inputs(), "flips": _FLIPS, **_mask_inputs()},
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, folder: str | None = None) -> bool | str:
+    def VALIDATE_INPUTS(cls, folder: str | None = None, resolutions: str | None = None) -> bool | str:
         """Checked before anything is loaded; None where the input is linked."""
         try:
+            parsed_resolutions(resolutions or "")
             return folder is None or bool(_image_folder(folder))
         except ValueError as error:
             return str(error)
@@ -96,26 +81,272 @@ class Diff2FlowImageDataset:
         resolution: int | None = None,
         trigger: str | None = None,
         default_caption: str | None = None,
+        bucketing: str | None = None,
+        bucket_step: int | None = None,
+        max_aspect: float | None = None,
+        resolutions: str | None = None,
+        no_upscale: bool | None = None,
+        flips: bool | None = None,
+        alpha: str | None = None,
+        mask_floor: float | None = None,
     ) -> str:
-        """Another string when a file in the folder was added, removed or changed."""
+        """Another string when a file in the folder or its N_name folders was added, removed or changed."""
         return "" if folder is None else folder_state(_image_folder(folder))
 
     @names_node("Diff2Flow Image Dataset")
     def build(
-        self, folder: str, vae: Any, clip: Any, resolution: int, trigger: str = "", default_caption: str = ""
+        self,
+        folder: str,
+        vae: Any,
+        clip: Any,
+        resolution: int,
+        trigger: str = "",
+        default_caption: str = "",
+        bucketing: str = "square",
+        bucket_step: int = 64,
+        max_aspect: float = 2.0,
+        resolutions: str = "",
+        no_upscale: bool = False,
+        flips: bool = False,
+        alpha: str = "white",
+        mask_floor: float = 0.0,
     ) -> tuple[Any, str]:
         host = current()
+        further = parsed_resolutions(resolutions)
+        sizes = Sizes(resolution, further, bucketing, bucket_step, max_aspect, no_upscale)
+        settings = FolderSettings(sizes, trigger, default_caption, flips, alpha, mask_floor)
         path = _image_folder(folder)
+        cache = confined(host.folder("datasets"), folder)
+        encoders = _encoders(host, vae, clip)
         dataset = image_dataset(
-            path,
-            confined(host.folder("datasets"), folder),
-            resolution,
-            _encoders(host, vae, clip),
-            lambda total: host.progress(total, f"Encoding {path.name}"),
-            trigger,
-            default_caption,
+            path, cache, settings, encoders, lambda total: host.progress(total, f"Encoding {path.name}")
         )
         return dataset, dataset.summary()
+
+
+class Diff2FlowImages:
+    """Encodes images of the graph and their captions for training, once."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "build"
+    RETURN_TYPES = ("D2F_DATASET", "STRING")
+    RETURN_NAMES = ("dataset", "summary")
+    OUTPUT_TOOLTIPS = _OUTPUTS
+    DESCRIPTION = (
+        "Turns images straight from the graph into latents and text embeddings for training, alone or together with"
+        " another dataset. They are kept on disk by the images' content: the same image is never encoded twice."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": _batch_inputs(), "optional": _more_batch_inputs()}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
+        """Checked before anything is loaded; None where the input is linked."""
+        try:
+            return name is None or bool(_cache_folder(name))
+        except ValueError as error:
+            return str(error)
+
+    @names_node("Diff2Flow Images")
+    def build(
+        self,
+        images: Any,
+        captions: str,
+        vae: Any,
+        clip: Any,
+        mask: Any = None,
+        repeats: int = 1,
+        flips: bool = False,
+        name: str = "graph_images",
+        dataset: Any = None,
+        mask_floor: float = 0.0,
+    ) -> tuple[Any, str]:
+        host = current()
+        settings = BatchSettings(name, repeats, flips, mask_floor)
+        made = batch_dataset(
+            images,
+            captions,
+            mask,
+            _cache_folder(name),
+            settings,
+            _encoders(host, vae, clip),
+            lambda total: host.progress(total, f"Encoding {name}"),
+        )
+        made = made if dataset is None else dataset.joined(made)
+        return made, made.summary()
+
+
+def _folder_input() -> tuple[str, dict[str, Any]]:
+    return (
+        "STRING",
+        {
+            "default": "my_images",
+            "tooltip": "A folder inside ComfyUI's input folder, by name ('my_images', 'styles/ink'): png, jpg, webp,"
+            " bmp or tiff, 10 to 100 for a style. The caption of ink.png is ink.txt (or ink.caption) beside it."
+            " Subfolders called N_name as in kohya's trainer (10_ink) are read with N repeats; other subfolders are not read."
+            " Transparency is laid on white.",
+        },
+    )
+
+
+def _resolution_input() -> tuple[str, dict[str, Any]]:
+    return (
+        "INT",
+        {
+            "default": 512,
+            "min": 8,
+            "max": 4096,
+            "step": 8,
+            "tooltip": "Side of the training images in pixels, a multiple of 8 (of 64 for full-size checkpoints). 512"
+            " for SD1.x, 768 for SD2.x v, 1024 for SDXL. Images are scaled to cover the square, or with bucketing"
+            " 'aspect' a shape of at most its area, and cropped in the middle.",
+        },
+    )
+
+
+def _caption_inputs() -> dict[str, Any]:
+    return {
+        "trigger": (
+            "STRING",
+            {
+                "default": "",
+                "tooltip": "Word or phrase put in front of every caption, with a comma ('inkstyle'). Use it in prompts"
+                " to call the style. Empty: captions as they are.",
+            },
+        ),
+        "default_caption": (
+            "STRING",
+            {
+                "default": "",
+                "tooltip": "Caption of images that have no caption file ('a drawing'). Empty: in N_name folders it is"
+                " the name, elsewhere a missing caption is an error that names the files. An empty .txt is a caption,"
+                " too: an empty one.",
+            },
+        ),
+    }
+
+
+def _bucket_inputs() -> dict[str, Any]:
+    return {
+        "bucketing": (
+            list(BUCKETINGS),
+            {
+                "default": "square",
+                "tooltip": "square: every image is cropped to resolution × resolution. aspect: images keep about their"
+                " shape, sorted into sizes of at most that area; a batch has images of one size.",
+            },
+        ),
+        "bucket_step": (
+            "INT",
+            {
+                "default": 64,
+                "min": 8,
+                "max": 512,
+                "step": 8,
+                "tooltip": "With bucketing 'aspect': sides are multiples of this, in pixels. 64 is usual; 32 crops less"
+                " and makes more sizes.",
+            },
+        ),
+        "max_aspect": (
+            "FLOAT",
+            {
+                "default": 2.0,
+                "min": 1.0,
+                "max": 8.0,
+                "step": 0.1,
+                "tooltip": "With bucketing 'aspect': long side over short side of the longest sizes; 2 is usual. Longer"
+                " images are cropped to it.",
+            },
+        ),
+        "resolutions": (
+            "STRING",
+            {
+                "default": "",
+                "tooltip": "Further resolutions in pixels, separated by commas ('768, 1024'): every image is trained at"
+                " each of them as well. Empty: only the one above.",
+            },
+        ),
+        "no_upscale": (
+            "BOOLEAN",
+            {
+                "default": False,
+                "tooltip": "With bucketing 'aspect': images smaller than their size are not enlarged, they are cropped"
+                " to a smaller one (multiples of bucket_step).",
+            },
+        ),
+    }
+
+
+def _mask_inputs() -> dict[str, Any]:
+    return {
+        "alpha": (
+            list(ALPHAS),
+            {
+                "default": "white",
+                "tooltip": "white: transparency is laid on white and trained like the rest. mask: the same, and"
+                " transparent parts do not count in the loss; a grey file ink.mask.png or ink-masklabel.png beside"
+                " ink.png, of its size, takes the place of its transparency (white counts).",
+            },
+        ),
+        "mask_floor": _MASK_FLOOR,
+    }
+
+
+def _batch_inputs() -> dict[str, Any]:
+    return {
+        "images": (
+            "IMAGE",
+            {"tooltip": "Images to train on, taken in the size they have; sides must be multiples of 8 px."},
+        ),
+        "captions": (
+            "STRING",
+            {
+                "default": "",
+                "multiline": True,
+                "tooltip": "A line for each image, in their order, or one line for all of them. An empty line is an"
+                " empty caption.",
+            },
+        ),
+        "vae": _VAE,
+        "clip": _CLIP,
+    }
+
+
+def _more_batch_inputs() -> dict[str, Any]:
+    return {
+        "mask": (
+            "MASK",
+            {
+                "default": None,
+                "tooltip": "Weight of the loss, 1 where it counts, of the images' size; one for each image or one for"
+                " all. Load Image gives 1 for transparent: put Invert Mask between to train what is opaque.",
+            },
+        ),
+        "repeats": (
+            "INT",
+            {
+                "default": 1,
+                "min": 1,
+                "max": 10_000,
+                "tooltip": "How often each image counts in an epoch; 1, or more to weigh it against the other dataset.",
+            },
+        ),
+        "flips": _FLIPS,
+        "name": (
+            "STRING",
+            {
+                "default": "graph_images",
+                "tooltip": "Folder inside models/datasets that keeps the encoded images; several nodes may share one.",
+            },
+        ),
+        "dataset": (
+            "D2F_DATASET",
+            {"default": None, "tooltip": "Another dataset, of the same VAE and CLIP, that these images are added to."},
+        ),
+        "mask_floor": _MASK_FLOOR,
+    }
 
 
 def _image_folder(folder: str) -> Path:
@@ -127,6 +358,14 @@ def _image_folder(folder: str) -> Path:
     if not path.is_dir():
         raise ValueError(f"folder: '{folder}' is a file; give the name of the folder that it is in")
     return path
+
+
+def _cache_folder(name: str) -> Path:
+    """The folder by its name inside the datasets folder; ValueError if the name is not allowed."""
+    try:
+        return confined(current().folder("datasets"), name)
+    except ValueError as error:
+        raise ValueError(f"name: {error}") from error
 
 
 def _encoders(host: Any, vae: Any, clip: Any) -> Encoders:

@@ -9,8 +9,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diff2flow_nodes.tests.training_fakes import SilentProgress
-from diff2flow_nodes.training.encoding import Encoders, image_dataset
-from diff2flow_nodes.training.images import folder_state, read_image
+from diff2flow_nodes.training.buckets import Sizes
+from diff2flow_nodes.training.encoding import Encoders
+from diff2flow_nodes.training.folders import folder_state
+from diff2flow_nodes.training.image_folder import FolderSettings, image_dataset
+from diff2flow_nodes.training.images import read_image
 from diff2flow_nodes.training.shards import ShardStore
 
 
@@ -43,9 +46,10 @@ def folder(tmp_path):
     return folder
 
 
-def _dataset(folder, encoders, progress=None, **options):
+def _dataset(folder, encoders, progress=None, resolution=16, sizes=None, **options):
+    settings = FolderSettings(sizes or Sizes(resolution), **options)
     cache = folder.parent / "cache"
-    return image_dataset(folder, cache, 16, encoders(), lambda total: progress or SilentProgress(), **options)
+    return image_dataset(folder, cache, settings, encoders(), lambda total: progress or SilentProgress())
 
 
 def test_captions_latents_and_the_empty_caption(folder):
@@ -57,7 +61,7 @@ def test_captions_latents_and_the_empty_caption(folder):
     assert batch.latent.shape == (2, 4, 2, 2) and batch.latent.dtype == torch.float32
     assert batch.latent[0, 0, 0, 0] == pytest.approx(160 / 255, abs=0.02) and batch.latent[1, 0, 0, 0] < 0.02
     assert batch.context.shape == (2, 77, 6) and batch.pooled.shape == (2, 2)
-    assert batch.sizes.tolist() == [[16, 16, 0, 0, 16, 16]] * 2
+    assert batch.sizes.tolist() == [[32, 60, 0, 7, 16, 16], [32, 40, 0, 2, 16, 16]]
     assert "3 images of 16×16 px, 3 different captions" in dataset.summary()
 
 
@@ -84,7 +88,7 @@ def test_other_weights_and_other_sizes_have_their_own_cache(folder):
     _dataset(folder, other)
     assert other.images == 3 and len(other.texts) == 4
     larger = Counting("a")
-    image_dataset(folder, folder.parent / "cache", 24, larger(), lambda total: SilentProgress())
+    _dataset(folder, larger, resolution=24)
     assert larger.images == 3 and larger.texts == []
 
 
@@ -197,7 +201,7 @@ def test_encodings_that_are_not_finite_never_reach_the_cache(folder):
 
 def test_a_resolution_that_is_no_multiple_of_8_is_refused(folder):
     with pytest.raises(ValueError, match="resolution must be a multiple of 8 and at least 8, not 20"):
-        image_dataset(folder, folder.parent / "cache", 20, Counting()(), lambda total: SilentProgress())
+        _dataset(folder, Counting(), resolution=20)
 
 
 def test_images_are_turned_cropped_and_laid_on_white(tmp_path):

@@ -119,6 +119,7 @@ def tiny_dataset(folder: Path, count: int = 3, channels: int = 4, width: int = C
         latents.add({f"image{i}": torch.randn(1, channels, 4, 4, generator=draw)})
         texts.add({context_key(caption): torch.randn(1, 3, width, generator=draw)})
         items.append(Item(f"{i}.png", caption, f"image{i}", 32, 32))
+    texts.add({context_key(""): torch.randn(1, 3, width, generator=draw)})
     latents.flush()
     texts.flush()
     return LatentDataset("drawings", tuple(items), latents, texts)

@@ -1,4 +1,4 @@
-"""What D2F_DATASET carries: latents and text embeddings on disk, read a batch at a time."""
+"""What D2F_DATASET carries: latents, masks and text embeddings on disk, read a batch at a time."""
 
 from __future__ import annotations
 
@@ -6,24 +6,61 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from .buckets import Size
 from .images import named
-from .shards import ShardStore
+from .shards import ShardStore, Stores
+
+_SIZES_SHOWN = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """One training item: keys into the stores, and its size in pixels."""
+    """One training item, an image at one size: keys into the stores, and its geometry in pixels.
+
+    Args:
+        name: of the image.
+        caption: of the image.
+        latent: key of the latent.
+        width, height: of the item, what the latent was encoded from.
+        repeats: how often it counts in an epoch, at least 1.
+        flipped: key of the mirrored image's latent, "" if there is none.
+        mask: key of the mask (1, 1, h, w), in the latent's resolution, in the store of the latents; "" if none.
+        original_width, original_height: of the image as it was; 0 where that is the item's.
+        crop_left, crop_top: where the item begins in the image scaled to cover it.
+        crop_right: columns cut off on the right, which is the mirrored image's crop_left.
+        mask_floor: weight of what the mask leaves out, from 0 to 1.
+        content: key of the image, the same for all its sizes; "" where it has but one.
+        source: the folder that it is from, "" where that is the dataset.
+    """
 
     name: str
     caption: str
     latent: str
     width: int
     height: int
+    repeats: int = 1
+    flipped: str = ""
+    mask: str = ""
+    original_width: int = 0
+    original_height: int = 0
+    crop_left: int = 0
+    crop_top: int = 0
+    crop_right: int = 0
+    mask_floor: float = 0.0
+    content: str = ""
+    source: str = ""
+
+    def sizes(self, mirrored: bool = False) -> Sequence[int]:
+        """SDXL's six: original height and width, crop's top and left, target height and width."""
+        original = (self.original_height or self.height, self.original_width or self.width)
+        left = self.crop_right if mirrored else self.crop_left
+        return (*original, self.crop_top, left, self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -35,12 +72,16 @@ class Batch:
         context: (B, tokens, width) text embeddings.
         pooled: (B, width), or None where the text encoder has none.
         sizes: (B, 6) int64, pixels: original height and width, crop's top and left, target height and width.
+        mask: (B, 1, h, w) float32 weights of the loss in [0, 1], ones where an item has no mask; None if none has.
+        captions: of the items, "" where dropped.
     """
 
     latent: Tensor
     context: Tensor
     pooled: Tensor | None
     sizes: Tensor
+    mask: Tensor | None = None
+    captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,36 +90,73 @@ class LatentDataset:
 
     Args:
         name: of the folder.
-        items: one for each readable image.
-        latents, texts: where the tensors are.
+        items: one for each readable image and size.
+        latents, texts: where the tensors are; the texts hold the empty caption, too.
         skipped: unreadable files and the reason.
         defaulted: files that took the default caption.
+        notes: more for the summary, a line each.
+        resolution: side of the square that sizes are meant to have the area of, pixels; 0 if unknown.
+        image_id, text_id: digests of the encoders' weights, "" if unknown.
     """
 
     name: str
     items: tuple[Item, ...]
-    latents: ShardStore = field(repr=False)
-    texts: ShardStore = field(repr=False)
+    latents: ShardStore | Stores = field(repr=False)
+    texts: ShardStore | Stores = field(repr=False)
     skipped: dict[str, str] = field(default_factory=dict)
     defaulted: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    resolution: int = 0
+    image_id: str = ""
+    text_id: str = ""
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def batch(self, indices: Sequence[int]) -> Batch:
+    def batch(
+        self, indices: Sequence[int], flipped: Sequence[bool] | None = None, dropped: Sequence[bool] | None = None
+    ) -> Batch:
         """The items at `indices`, which have one size, each with its own caption.
 
         Contexts of unequal length are repeated to a common one, which attention does not notice.
+
+        Args:
+            indices: of items.
+            flipped: which are mirrored, latent, mask and crop; items without a mirrored latent stay as they are.
+            dropped: which have the empty caption instead of their own.
+
+        Raises:
+            ValueError: items of unequal size; a shard that was damaged meanwhile.
         """
         items = [self.items[i] for i in indices]
-        contexts = [self.texts.get(context_key(item.caption)) for item in items]
-        pooled_keys = [key for item in items if (key := pooled_key(item.caption)) in self.texts]
-        return Batch(
-            latent=torch.cat([self.latents.get(item.latent) for item in items]),
-            context=torch.cat(_same_length(contexts)),
-            pooled=torch.cat([self.texts.get(key) for key in pooled_keys]) if pooled_keys else None,
-            sizes=torch.tensor([(item.height, item.width, 0, 0, item.height, item.width) for item in items]),
-        )
+        _require_one_size(items)
+        mirrored = [bool(f and item.flipped) for f, item in zip(flipped or [False] * len(items), items, strict=True)]
+        left_out = zip(dropped or [False] * len(items), items, strict=True)
+        captions = tuple("" if without else item.caption for without, item in left_out)
+        keys = [item.flipped if flip else item.latent for item, flip in zip(items, mirrored, strict=True)]
+        latent = torch.cat([self.latents.get(key) for key in keys])
+        context, pooled = self._encoded(captions)
+        sizes = torch.tensor([item.sizes(flip) for item, flip in zip(items, mirrored, strict=True)])
+        return Batch(latent, context, pooled, sizes, self._mask(items, mirrored, latent.shape[-2:]), captions)
+
+    @cached_property
+    def buckets(self) -> tuple[tuple[int, ...], ...]:
+        """Indices of the items of each size, sizes in ascending order (width, height); repeated items repeatedly."""
+        found: dict[Size, list[int]] = {}
+        for i, item in enumerate(self.items):
+            found.setdefault((item.width, item.height), []).extend([i] * item.repeats)
+        return tuple(tuple(found[size]) for size in sorted(found))
+
+    @property
+    def bucket_counts(self) -> dict[Size, int]:
+        """For each size (width, height), in the order of `buckets`, how many items an epoch has, repeats counted."""
+        return {(self.items[b[0]].width, self.items[b[0]].height): len(b) for b in self.buckets}
+
+    @property
+    def nominal_size(self) -> Size:
+        """The square of the resolution, or the largest size where that is unknown."""
+        largest = max(((item.width, item.height) for item in self.items), key=lambda size: (size[0] * size[1], size))
+        return (self.resolution, self.resolution) if self.resolution else largest
 
     @property
     def latent_channels(self) -> int:
@@ -91,18 +169,74 @@ class LatentDataset:
         return self.texts.shape(context_key(self.items[0].caption))[2]
 
     @property
+    def pictures(self) -> dict[str, list[Item]]:
+        """Per source folder, one item of each image (images at several sizes once)."""
+        found: dict[str, dict[tuple[str, str], Item]] = {}
+        for item in self.items:
+            found.setdefault(item.source or self.name, {}).setdefault((item.name, item.content), item)
+        return {source: list(items.values()) for source, items in found.items()}
+
+    @property
     def caption_counts(self) -> Counter[str]:
-        """How often each comma-separated part of the captions occurs."""
-        tags = (tag.strip() for item in self.items for tag in item.caption.split(","))
-        return Counter(tag for tag in tags if tag)
+        """How often each comma-separated part of the images' captions occurs."""
+        return tag_counts([item for items in self.pictures.values() for item in items])
+
+    def split(self, share: float, seed: int) -> tuple[LatentDataset, LatentDataset]:
+        """Training and held-out part: the images whose hashes with the seed are the lowest are held out.
+
+        All sizes of an image, and copies of it, are on one side.
+
+        Args:
+            share: of the images that is held out, above 0 and below 1; at least one image is on either side.
+            seed: chooses other images.
+
+        Raises:
+            ValueError: a share out of its range, or fewer than two different images.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"the held-out share must be above 0 and below 1 (0.1 is usual), not {share}")
+        pictures = sorted({_picture(item) for item in self.items}, key=lambda key: _digest(f"{seed}/{key}"))
+        if len(pictures) < 2:
+            raise ValueError(
+                f"dataset: '{self.name}' has {len(pictures)} image, of which none can be held out for validation; give"
+                " two different ones at least, or hold nothing out"
+            )
+        held = set(pictures[: min(len(pictures) - 1, max(1, round(share * len(pictures))))])
+        train = tuple(item for item in self.items if _picture(item) not in held)
+        return replace(self, items=train), replace(self, items=tuple(i for i in self.items if _picture(i) in held))
+
+    def joined(self, other: LatentDataset) -> LatentDataset:
+        """Both datasets as one, this one's items first.
+
+        Raises:
+            ValueError: they were made with different VAEs or text encoders.
+        """
+        for what, mine, others in (
+            ("VAE", self.image_id, other.image_id),
+            ("text encoder", self.text_id, other.text_id),
+        ):
+            if mine != others:
+                raise ValueError(
+                    f"dataset: '{self.name}' and '{other.name}' were made with different {what}s and cannot be joined;"
+                    " make both with the checkpoint that is trained"
+                )
+        return replace(
+            self,
+            name=self.name if self.name == other.name else f"{self.name} + {other.name}",
+            items=tuple(_with_source(item, part.name) for part in (self, other) for item in part.items),
+            latents=Stores(self.latents, other.latents),
+            texts=Stores(self.texts, other.texts),
+            skipped={**self.skipped, **other.skipped},
+            defaulted=(*self.defaulted, *other.defaulted),
+            notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
+            resolution=max(self.resolution, other.resolution),
+        )
 
     def summary(self) -> str:
         """What is in it, in a few lines; skipped files and defaulted captions by name and number."""
-        first = self.items[0]
-        lines = [
-            f"{len(self)} images of {first.width}×{first.height} px,"
-            f" {len({item.caption for item in self.items})} different captions, from '{self.name}'"
-        ]
+        captions = len({item.caption for item in self.items})
+        lines = [f"{len(self)} images of {self._sizes_shown()}, {captions} different captions, from '{self.name}'"]
+        lines += self._features()
         if self.skipped:
             reasons = [f"{name} ({reason})" for name, reason in self.skipped.items()]
             lines.append(f"{len(self.skipped)} unreadable and skipped: {named(reasons)}")
@@ -110,21 +244,81 @@ class LatentDataset:
             lines.append(
                 f"{len(self.defaulted)} without a caption file, given the default: {named(list(self.defaulted))}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
+
+    def _sizes_shown(self) -> str:
+        counts = sorted(Counter((item.width, item.height) for item in self.items).items(), key=lambda entry: -entry[1])
+        if len(counts) == 1:
+            return "{}×{} px".format(*counts[0][0])
+        shown = [f"{width}×{height}: {count}" for (width, height), count in counts[:_SIZES_SHOWN]]
+        more = [f"{len(counts) - _SIZES_SHOWN} more"] if len(counts) > _SIZES_SHOWN else []
+        return f"{len(counts)} sizes (px; {', '.join(shown + more)})"
+
+    def _features(self) -> list[str]:
+        """Repeats, mirrored images and masks, a line each, where there are any."""
+        lines = []
+        if any(item.repeats > 1 for item in self.items):
+            repeated = Counter((item.source or self.name, item.repeats) for item in self.items)
+            parts = [f"{count} × {repeats} in '{source}'" for (source, repeats), count in repeated.items()]
+            lines.append(f"{sum(item.repeats for item in self.items)} with repeats: {named(parts)}")
+        if flipped := sum(bool(item.flipped) for item in self.items):
+            lines.append(f"{flipped} also mirrored")
+        if masked := [item for item in self.items if item.mask]:
+            floors = sorted({f"{item.mask_floor:g}" for item in masked})
+            lines.append(f"{len(masked)} with a mask; what it leaves out weighs {' or '.join(floors)}")
+        return lines
+
+    def _encoded(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        context = torch.cat(_same_length([self.texts.get(context_key(caption)) for caption in captions]))
+        keys = [pooled_key(caption) for caption in captions]
+        if not any(key in self.texts for key in keys):
+            return context, None
+        return context, torch.cat([self.texts.get(key) for key in keys])
+
+    def _mask(self, items: Sequence[Item], mirrored: Sequence[bool], shape: Sequence[int]) -> Tensor | None:
+        if not any(item.mask for item in items):
+            return None
+        masks = []
+        for item, flip in zip(items, mirrored, strict=True):
+            mask = self.latents.get(item.mask) if item.mask else torch.ones(1, 1, *shape)
+            mask = item.mask_floor + (1 - item.mask_floor) * mask
+            masks.append(mask.flip(-1) if flip else mask)
+        return torch.cat(masks)
+
+
+def tag_counts(items: Sequence[Item]) -> Counter[str]:
+    """How often each comma-separated part of their captions occurs."""
+    tags = (tag.strip() for item in items for tag in item.caption.split(","))
+    return Counter(tag for tag in tags if tag)
 
 
 def context_key(caption: str) -> str:
     """Key of a caption's context in the text store."""
-    return f"{_text_key(caption)}/context"
+    return f"{_digest(caption)}/context"
 
 
 def pooled_key(caption: str) -> str:
     """Key of a caption's pooled embedding, where the text encoder has one."""
-    return f"{_text_key(caption)}/pooled"
+    return f"{_digest(caption)}/pooled"
 
 
-def _text_key(caption: str) -> str:
-    return hashlib.sha256(caption.encode()).hexdigest()[:32]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _picture(item: Item) -> str:
+    return item.content or item.latent
+
+
+def _with_source(item: Item, name: str) -> Item:
+    return item if item.source else replace(item, source=name)
+
+
+def _require_one_size(items: Sequence[Item]) -> None:
+    sizes = sorted({(item.width, item.height) for item in items})
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width}×{height}" for width, height in sizes)
+        raise ValueError(f"a batch has one size, but its items have {shown} px; draw it from one bucket")
 
 
 def _same_length(contexts: Sequence[Tensor]) -> list[Tensor]:

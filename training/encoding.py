@@ -1,4 +1,4 @@
-"""A folder of images made into a dataset: everything encoded once, and what is done never done again."""
+"""Images made into a dataset: everything encoded once, and what is done never done again."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .buckets import Size, cover
 from .dataset import Item, LatentDataset, context_key, pooled_key
-from .images import Picture, content_key, find_pictures, named, read_image
+from .images import named
 from .port import Progress
 from .shards import ShardStore
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 """Part of every cache key: raise it when what is cached changes its meaning."""
 
 ImageEncoder = Callable[[Tensor], Tensor]
 """IMAGE (1, H, W, 3) in [0, 1] -> latent (1, C, h, w) in the autoencoder's scale."""
 TextEncoder = Callable[[str], "tuple[Tensor, Tensor | None]"]
 """Caption -> context (1, tokens, width), pooled (1, width) or None."""
+MakeProgress = Callable[[int], Progress]
+"""Makes the bar for a total."""
 
 
 @dataclass(frozen=True)
@@ -43,87 +46,153 @@ class Encoders:
     text_id: str
 
 
-def image_dataset(
-    folder: Path,
-    cache: Path,
-    resolution: int,
-    encoders: Encoders,
-    progress: Callable[[int], Progress],
-    trigger: str = "",
-    default_caption: str = "",
-) -> LatentDataset:
-    """The dataset of a folder, encoding only what the cache does not hold.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An item to be, and where its pixels come from.
 
     Args:
-        folder: images with .txt captions.
-        cache: a folder for the encoded tensors; what is done stays there if this is interrupted.
-        resolution: side of the square that images are scaled and cropped to, pixels, a multiple of 8.
-        encoders: VAE and text encoder.
-        progress: makes the bar for a total.
-        trigger, default_caption: see `find_pictures`.
-
-    Raises:
-        ValueError: see `find_pictures`; a resolution that does not fit; no image that can be read.
+        item: with the keys that its tensors get.
+        image: makes the IMAGE (1, H, W, 3) of the item's size.
+        mask: makes the MASK (1, H, W), where the item has one.
     """
-    if resolution < 8 or resolution % 8:
-        raise ValueError(f"resolution must be a multiple of 8 and at least 8, not {resolution}")
-    pictures = find_pictures(folder, trigger, default_caption)
-    defaulted = [picture.path.name for picture in pictures if picture.defaulted]
-    if defaulted:
-        _LOG.warning("%d images have no caption, '%s' is used: %s", len(defaulted), default_caption, named(defaulted))
-    latents = ShardStore(cache / f"latents-{_settings_key(encoders.image_id)}")
-    texts = ShardStore(cache / f"texts-{_settings_key(encoders.text_id)}")
-    items, skipped = _encoded(pictures, resolution, encoders, latents, texts, progress)
-    if not items:
-        reasons = [f"{name} ({reason})" for name, reason in skipped.items()]
-        raise ValueError(f"folder '{folder.name}': none of its {len(skipped)} images can be read: {named(reasons)}")
-    return LatentDataset(folder.name, tuple(items), latents, texts, skipped, tuple(defaulted))
+
+    item: Item
+    image: Callable[[], Tensor]
+    mask: Callable[[], Tensor] | None = None
 
 
-def _encoded(
-    pictures: Sequence[Picture],
-    resolution: int,
-    encoders: Encoders,
-    latents: ShardStore,
-    texts: ShardStore,
-    progress: Callable[[int], Progress],
-) -> tuple[list[Item], dict[str, str]]:
-    """Items of the readable pictures, encoded; and the unreadable ones with the reason."""
-    keys = [f"{content_key(picture.path)}-{resolution}x{resolution}" for picture in pictures]
-    captions = [c for c in dict.fromkeys([p.caption for p in pictures] + [""]) if context_key(c) not in texts]
-    to_do = len(captions) + sum(key not in latents for key in keys)
-    items, skipped = [], {}
-    with _bar(progress, to_do) as advance, _flushed(latents, texts):
-        for picture, key in zip(pictures, keys, strict=True):
-            new = key not in latents
-            reason = _add_latent(latents, key, picture, resolution, encoders.image) if new else ""
-            if reason:
-                skipped[picture.path.name] = reason
-                _LOG.warning("The image %s cannot be read and is skipped: %s", picture.path, reason)
-            else:
-                items.append(Item(picture.path.name, picture.caption, key, resolution, resolution))
-            if new:
-                advance(picture.path.name)
-        for caption in captions:
-            _add_text(texts, caption, encoders.text)
-            advance(caption)
-    return items, skipped
+class Cache:
+    """Where a dataset's tensors are kept.
+
+    Args:
+        folder: for the shards; what is done stays there if encoding is interrupted.
+        encoders: whose weights have their own shards.
+    """
+
+    def __init__(self, folder: Path, encoders: Encoders) -> None:
+        self._encoders = encoders
+        self.latents = ShardStore(folder / f"latents-{_settings_key(encoders.image_id)}")
+        self.texts = ShardStore(folder / f"texts-{_settings_key(encoders.text_id)}")
+
+    def dataset(self, name: str, jobs: Sequence[Job], progress: MakeProgress) -> LatentDataset:
+        """Encodes what is missing, captions and the empty one as well; images that cannot be read are skipped.
+
+        Raises:
+            ValueError: an encoding is not finite.
+        """
+        skipped = self._encode(jobs, progress)
+        items = tuple(job.item for job in jobs if job.item.name not in skipped)
+        ids = {"image_id": self._encoders.image_id, "text_id": self._encoders.text_id}
+        return LatentDataset(name, items, self.latents, self.texts, skipped, **ids)
+
+    def _encode(self, jobs: Sequence[Job], progress: MakeProgress) -> dict[str, str]:
+        """Does what is missing; the images that cannot be read, with the reason."""
+        captions = [c for c in dict.fromkeys([*(j.item.caption for j in jobs), ""]) if context_key(c) not in self.texts]
+        to_do = {job.item.latent for job in jobs if self._missing(job.item)}
+        skipped: dict[str, str] = {}
+        with bar(progress, len(to_do) + len(captions)) as advance, _flushed(self.latents, self.texts):
+            for job in jobs:
+                if not self._missing(job.item):
+                    continue
+                if job.item.name not in skipped and (reason := self._add_image(job)):
+                    skipped[job.item.name] = reason
+                    _LOG.warning("The image %s cannot be read and is skipped: %s", job.item.name, reason)
+                advance(job.item.name)
+            for caption in captions:
+                self._add_text(caption)
+                advance(caption)
+        return skipped
+
+    def _missing(self, item: Item) -> bool:
+        return any(key and key not in self.latents for key in (item.latent, item.flipped, item.mask))
+
+    def _add_image(self, job: Job) -> str:
+        """Encodes what is missing of an item; the reason if it cannot be read, else ""."""
+        item = job.item
+        needs_mask = job.mask is not None and item.mask not in self.latents
+        try:
+            image, mask = job.image(), job.mask() if needs_mask and job.mask else None
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more for broken files
+            return reason_of(error)
+        for key, pixels in ((item.latent, image), (item.flipped, image.flip(2))):
+            if key and key not in self.latents:
+                self.latents.add({key: _finite(self._encoders.image(pixels), item.name)})
+        if mask is not None:
+            shape = self.latents.shape(item.latent)[-2:]
+            self.latents.add({item.mask: nn.functional.adaptive_avg_pool2d(mask.float().unsqueeze(0), shape)})
+        return ""
+
+    def _add_text(self, caption: str) -> None:
+        context, pooled = self._encoders.text(caption)
+        tensors = {context_key(caption): context} | ({} if pooled is None else {pooled_key(caption): pooled})
+        self.texts.add({key: _finite(tensor, caption) for key, tensor in tensors.items()})
 
 
-def _add_latent(latents: ShardStore, key: str, picture: Picture, resolution: int, encode: ImageEncoder) -> str:
-    """Encodes a picture into the store; the reason if it cannot be read, else ""."""
+def placed_item(
+    name: str, caption: str, content: str, original: Size, size: Size, flips: bool = False, mask: str = ""
+) -> Item:
+    """The item of an image scaled to cover `size` and cropped in the middle.
+
+    Args:
+        name, caption: of the image.
+        content: digest of its pixels or bytes.
+        original: its size, (width, height) pixels.
+        size: of the item.
+        flips: whether there is a mirrored latent, too.
+        mask: digest of the mask, "" if there is none.
+    """
+    place = cover(original, size)
+    key = f"{content}-{size[0]}x{size[1]}"
+    return Item(
+        name,
+        caption,
+        key,
+        *size,
+        flipped=f"{key}-mirrored" if flips else "",
+        mask=f"{mask}-{size[0]}x{size[1]}-mask" if mask else "",
+        original_width=original[0],
+        original_height=original[1],
+        crop_left=place.left,
+        crop_top=place.top,
+        crop_right=place.right,
+        content=content,
+    )
+
+
+def unreadable(where: str, skipped: dict[str, str]) -> str:
+    """What is said where no image is left."""
+    reasons = [f"{name} ({reason})" for name, reason in skipped.items()]
+    return f"{where}: none of its {len(skipped)} images can be read: {named(reasons)}"
+
+
+def reason_of(error: Exception) -> str:
+    """An exception in one line."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def require_floor(mask_floor: float) -> None:
+    """ValueError if a mask's floor is not from 0 to 1."""
+    if not 0 <= mask_floor <= 1:
+        raise ValueError(f"mask_floor must be from 0 (masked parts do not count) to 1, not {mask_floor}")
+
+
+@contextmanager
+def bar(progress: MakeProgress, total: int) -> Iterator[Callable[[str], None]]:
+    """A function that advances the bar by one; no bar where there is nothing to do."""
+    shown = progress(total) if total else None
+    done = 0
+
+    def advance(text: str) -> None:
+        nonlocal done
+        done += 1
+        if shown is not None:
+            shown.update(done, text)
+
     try:
-        image = read_image(picture.path, resolution, resolution)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more for broken files
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
-    latents.add({key: _finite(encode(image), picture.path.name)})
-    return ""
-
-
-def _add_text(texts: ShardStore, caption: str, encode: TextEncoder) -> None:
-    context, pooled = encode(caption)
-    tensors = {context_key(caption): context} | ({} if pooled is None else {pooled_key(caption): pooled})
-    texts.add({key: _finite(tensor, caption) for key, tensor in tensors.items()})
+        yield advance
+    finally:
+        if shown is not None:
+            shown.close()
 
 
 def _finite(encoding: Tensor, name: str) -> Tensor:
@@ -134,25 +203,6 @@ def _finite(encoding: Tensor, name: str) -> Tensor:
             " usual cause); load it in fp32 or bf16"
         )
     return encoding.float()
-
-
-@contextmanager
-def _bar(progress: Callable[[int], Progress], total: int) -> Iterator[Callable[[str], None]]:
-    """A function that advances the bar by one; no bar where there is nothing to do."""
-    bar = progress(total) if total else None
-    done = 0
-
-    def advance(text: str) -> None:
-        nonlocal done
-        done += 1
-        if bar is not None:
-            bar.update(done, text)
-
-    try:
-        yield advance
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 @contextmanager

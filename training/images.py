@@ -1,8 +1,7 @@
-"""A folder of images with captions: what is in it, and one image as a tensor."""
+"""One image file: what it is, as a tensor, and its mask."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,45 +11,36 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..files import sha256_of
+from .buckets import Size, cover
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _NAMED_AT_MOST = 5
+_TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image file and its caption, trigger included; `defaulted` where it had none of its own."""
-
-    path: Path
-    caption: str
-    defaulted: bool
-
-
-def find_pictures(folder: Path, trigger: str = "", default_caption: str = "") -> list[Picture]:
-    """The images directly in a folder, sorted by name, each with the caption from the .txt beside it.
+class ImageFacts:
+    """What is known of an image without its pixels.
 
     Args:
-        folder: to look in; subfolders are not read.
-        trigger: put in front of every caption, with a comma between.
-        default_caption: for images without a .txt; "" makes them an error. An empty .txt is an empty caption.
-
-    Raises:
-        ValueError: no image in the folder, a caption missing and no default, or a caption that is not UTF-8.
+        content: digest of the file's bytes.
+        width, height: pixels, turned as its EXIF says.
+        transparent: whether it has an alpha channel.
     """
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS and not f.name.startswith("."))
-    if not files:
-        raise ValueError(_no_images(folder))
-    captions = {file: _caption_of(file) for file in files}
-    missing = [file.name for file, caption in captions.items() if caption is None]
-    if missing and not default_caption.strip():
-        raise ValueError(
-            f"default_caption is empty and {len(missing)} of the {len(files)} images in '{folder.name}' have no caption"
-            f" ({named(missing)}): write a .txt of the same name beside each (it may be empty), or set default_caption"
-        )
-    return [
-        Picture(file, _one_line(trigger, default_caption if caption is None else caption), caption is None)
-        for file, caption in captions.items()
-    ]
+
+    content: str
+    width: int
+    height: int
+    transparent: bool
+
+
+def image_facts(path: Path) -> ImageFacts:
+    """Looks at an image file; raises whatever Pillow raises for one that it cannot read."""
+    with Image.open(path) as image:
+        size = image.size
+        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # the EXIF orientations that lie on their side
+            size = size[::-1]
+        return ImageFacts(content_key(path), *size, _is_transparent(image))
 
 
 def read_image(path: Path, width: int, height: int) -> Tensor:
@@ -63,15 +53,30 @@ def read_image(path: Path, width: int, height: int) -> Tensor:
     """
     with Image.open(path) as opened:
         image = _rgb(ImageOps.exif_transpose(opened))
-    image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(numpy.asarray(image, dtype=numpy.float32) / 255.0).unsqueeze(0)
+    return _tensor(_placed(image, (width, height), Image.Resampling.LANCZOS))
 
 
-def folder_state(folder: Path) -> str:
-    """Digest of the names, sizes and times of the images and captions in a folder; changes when one of them does."""
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in (*EXTENSIONS, ".txt"))
-    states = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return hashlib.sha256(repr(states).encode()).hexdigest()
+def read_alpha(path: Path, width: int, height: int) -> Tensor:
+    """MASK (1, height, width) float32 in [0, 1]: an image's alpha channel (1 = opaque), placed as `read_image`."""
+    with Image.open(path) as opened:
+        alpha = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
+    return _tensor(_placed(alpha, (width, height), Image.Resampling.BOX))
+
+
+def read_mask(path: Path, width: int, height: int, original: Size) -> Tensor:
+    """MASK (1, height, width) float32 in [0, 1] of a grey mask file (white = 1), placed as its image.
+
+    Raises:
+        ValueError: its size is not `original`, that of its image.
+        Exception: whatever Pillow raises for a file that it cannot read.
+    """
+    with Image.open(path) as opened:
+        grey = _rgb(ImageOps.exif_transpose(opened)).convert("L")
+    if grey.size != original:
+        raise ValueError(
+            f"its mask '{path.name}' is {grey.width}×{grey.height} px, not {original[0]}×{original[1]} like the image"
+        )
+    return _tensor(_placed(grey, (width, height), Image.Resampling.BOX))
 
 
 def content_key(path: Path) -> str:
@@ -85,33 +90,29 @@ def named(names: list[str]) -> str:
     return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _caption_of(file: Path) -> str | None:
-    text = file.with_suffix(".txt")
-    if not text.exists():
-        return None
-    try:
-        return text.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the caption '{text.name}' is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+def _placed(image: Image.Image, target: Size, resampling: Image.Resampling) -> Image.Image:
+    """Scaled to cover the target and cropped as `cover` says, in one go: a long strip is never scaled as a whole."""
+    place = cover(image.size, target)
+    x, y = image.width / place.width, image.height / place.height
+    box = (place.left * x, place.top * y, (place.left + target[0]) * x, (place.top + target[1]) * y)
+    within = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))  # rounding may end a hair outside
+    return image.resize(target, resampling, within)
 
 
-def _one_line(trigger: str, caption: str) -> str:
-    parts = [" ".join(part.split()) for part in (trigger, caption)]
-    return ", ".join(part for part in parts if part)
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(numpy.asarray(image, dtype=numpy.float32) / 255.0).unsqueeze(0)
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in _TRANSPARENT_MODES or "transparency" in image.info
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         grey = numpy.asarray(image, dtype=numpy.float32) / 257.0
         image = Image.fromarray(grey.round().clip(0, 255).astype(numpy.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    if _is_transparent(image):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-def _no_images(folder: Path) -> str:
-    below = sorted({f.parent.name for f in folder.glob("*/*") if f.suffix.lower() in EXTENSIONS})
-    hint = f"; subfolders are not read, but {named(below)} holds some: give that folder" if below else ""
-    return f"folder '{folder.name}' holds no image ({', '.join(e[1:] for e in EXTENSIONS)}){hint}: put images into it"

@@ -7,7 +7,8 @@ import math
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
-from .dataset import LatentDataset
+from .buckets import Size
+from .dataset import LatentDataset, tag_counts
 from .layers import LoraSettings
 from .objective import Objective
 from .port import Backbone
@@ -60,14 +61,14 @@ def lora_metadata(run: Run) -> dict[str, str]:
 
 def _modelspec(run: Run) -> dict[str, str]:
     architecture, _ = _architecture(run.backbone)
-    item = run.dataset.items[0]
+    width, height = run.dataset.nominal_size
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": run.title,
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "modelspec.resolution": f"{item.width}x{item.height}",
+        "modelspec.resolution": f"{width}x{height}",
         "modelspec.prediction_type": _PREDICTIONS[run.backbone.prediction],
         "modelspec.usage_hint": f"{run.recommended_steps} steps, CFG {run.recommended_cfg:g}",
     }
@@ -108,20 +109,36 @@ def _kohya(run: Run) -> dict[str, str]:
 
 def _kohya_dataset(run: Run) -> dict[str, str]:
     dataset, size = run.dataset, run.settings.batch_size
-    batches = math.ceil(len(dataset) / size)
-    item = dataset.items[0]
+    counts = dataset.bucket_counts
+    batches = sum(math.ceil(count / size) for count in counts.values())
     return {
-        "ss_num_train_images": str(len(dataset)),
+        "ss_num_train_images": str(sum(counts.values())),
         "ss_num_reg_images": "0",
         "ss_num_batches_per_epoch": str(batches),
         "ss_num_epochs": str(math.ceil(run.steps / batches)),
         "ss_epoch": str(math.ceil(run.steps / batches)),
         "ss_batch_size_per_device": str(size),
         "ss_total_batch_size": str(size),
-        "ss_resolution": str((item.width, item.height)),
-        "ss_dataset_dirs": json.dumps({dataset.name: {"n_repeats": 1, "img_count": len(dataset)}}),
-        "ss_tag_frequency": json.dumps({dataset.name: dict(dataset.caption_counts.most_common(_TAGS))}),
+        "ss_resolution": str(dataset.nominal_size),
+        "ss_enable_bucket": str(len(counts) > 1),
+        "ss_bucket_info": json.dumps(_bucket_info(counts)),
+        "ss_flip_aug": str(any(item.flipped for item in dataset.items)),
+        **_kohya_folders(dataset),
     }
+
+
+def _bucket_info(counts: dict[Size, int]) -> dict[str, object]:
+    """kohya's: the sizes with how many images an epoch has of each, repeats counted."""
+    buckets = {str(i): {"resolution": list(size), "count": count} for i, (size, count) in enumerate(counts.items())}
+    return {"buckets": buckets}
+
+
+def _kohya_folders(dataset: LatentDataset) -> dict[str, str]:
+    """Repeats, images and tags of each folder."""
+    pictures = dataset.pictures
+    folders = {name: {"n_repeats": items[0].repeats, "img_count": len(items)} for name, items in pictures.items()}
+    tags = {name: dict(tag_counts(items).most_common(_TAGS)) for name, items in pictures.items()}
+    return {"ss_dataset_dirs": json.dumps(folders), "ss_tag_frequency": json.dumps(tags)}
 
 
 def _diff2flow(run: Run) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,20 @@ import torch
 from torch import Tensor
 
 from ..files import written_whole
+from .records import Records
 
 _LOG = logging.getLogger(__name__)
 _DIGEST = "sha256"
+_OPEN_AT_MOST = 32
 
 
 class ShardStore:
-    """A folder of shards, each a safetensors file with some keys; a key is in one shard.
+    """A folder of shards, each a safetensors file with some keys; a key is in one shard. Only keys are in memory.
 
     A shard that was cut short or altered is named in the log and removed, so that its keys are missing and made
-    again. Shards appear whole or not at all; keys added and not flushed are lost with the process.
+    again: at the start every header is read, and every shard in full that was not yet, or changed since (what was
+    checked is kept in verified.json). A shard that is damaged behind the record's back is found when it is first
+    read from. Shards appear whole or not at all; keys added and not flushed are lost with the process.
 
     Args:
         folder: of the shards; made when first written to.
@@ -32,7 +37,9 @@ class ShardStore:
     def __init__(self, folder: Path, shard_size: int = 64) -> None:
         self._folder, self._shard_size = folder, shard_size
         self._pending: dict[str, Tensor] = {}
-        self._open: dict[Path, Any] = {}
+        self._open: OrderedDict[Path, Any] = OrderedDict()
+        self._verified: set[Path] = set()
+        self._records = Records(folder / "verified.json")
         self.damaged: list[str] = []
         self._shard_of = self._index()
 
@@ -44,13 +51,14 @@ class ShardStore:
 
         Raises:
             KeyError: there is none.
+            ValueError: its shard was damaged or removed after the start.
         """
         if key in self._pending:
             return self._pending[key]
         return self._opened(self._shard_of[key]).get_tensor(key)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a key's tensor, without reading it."""
+        """Shape of a key's tensor, without reading it; raises as `get`."""
         if key in self._pending:
             return tuple(self._pending[key].shape)
         return tuple(self._opened(self._shard_of[key]).get_slice(key).get_shape())
@@ -69,58 +77,115 @@ class ShardStore:
             return
         from safetensors.torch import save_file
 
-        path = self._folder / f"{self._next_number():05d}.safetensors"
         ordered = dict(sorted(self._pending.items()))
+        digest = _digest(ordered.items())
+        # The digest in the name keeps two processes that fill one cache from replacing each other's shards.
+        path = self._folder / f"{self._next_number():05d}-{digest[:8]}.safetensors"
         with written_whole(path) as temporary:
-            save_file(ordered, temporary, {_DIGEST: _digest(ordered)})
+            save_file(ordered, temporary, {_DIGEST: digest})
+        self._verified.add(path)
         self._shard_of.update(dict.fromkeys(ordered, path))
         self._pending = {}
 
     def _next_number(self) -> int:
-        numbers = [int(p.stem) for p in self._folder.glob("*.safetensors") if p.stem.isdigit()]
-        return max(numbers, default=0) + 1
+        numbers = (path.name[:5] for path in self._folder.glob("*.safetensors"))
+        return max((int(number) for number in numbers if number.isdecimal()), default=0) + 1
 
     def _index(self) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
-                keys = _checked_keys(path)
+                keys = _keys(path)
+                self._records.of(path, path.name, self._verify)
             except Exception as error:  # safetensors raises its own type; whatever it is, the shard is made again
                 _LOG.warning("The cached shard %s is damaged (%s): it is removed and made again.", path, error)
                 self.damaged.append(path.name)
-                path.unlink()
+                path.unlink(missing_ok=True)
             else:
                 found.update(dict.fromkeys(keys, path))
+        self._records.save()
         return found
 
     def _opened(self, path: Path) -> Any:
+        """An open shard; the ones used last stay open."""
         if path not in self._open:
-            from safetensors import safe_open
-
-            self._open[path] = safe_open(path, framework="pt")
+            self._open[path] = self._opened_first(path)
+            if len(self._open) > _OPEN_AT_MOST:
+                self._open.popitem(last=False)
+        self._open.move_to_end(path)
         return self._open[path]
 
+    def _opened_first(self, path: Path) -> Any:
+        from safetensors import safe_open
 
-def _checked_keys(path: Path) -> Iterable[str]:
-    """Keys of a shard whose bytes are what was written.
+        try:
+            if path not in self._verified:
+                self._verify(path)
+            return safe_open(path, framework="pt")
+        except Exception as error:
+            self._records.forget(path.name)
+            self._records.save()
+            raise ValueError(
+                f"the cached shard {path} was damaged or removed since the dataset was made ({error}); make the"
+                " dataset again (in ComfyUI after a restart): only what that shard held is encoded anew"
+            ) from error
 
-    Raises:
-        ValueError: they are not.
-        Exception: safetensors' own, for a file that is cut short.
+    def _verify(self, path: Path) -> bool:
+        _require_whole(path)
+        self._verified.add(path)
+        return True
+
+
+class Stores:
+    """Several stores read as one; a key means the same in each.
+
+    Args:
+        stores: ShardStore or Stores.
     """
+
+    def __init__(self, *stores: ShardStore | Stores) -> None:
+        flat = (inner for store in stores for inner in (store.stores if isinstance(store, Stores) else (store,)))
+        self.stores: tuple[ShardStore, ...] = tuple(dict.fromkeys(flat))
+
+    def __contains__(self, key: str) -> bool:
+        return any(key in store for store in self.stores)
+
+    def get(self, key: str) -> Tensor:
+        """See `ShardStore.get`."""
+        return self._with(key).get(key)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """See `ShardStore.shape`."""
+        return self._with(key).shape(key)
+
+    def _with(self, key: str) -> ShardStore:
+        for store in self.stores:
+            if key in store:
+                return store
+        raise KeyError(key)
+
+
+def _keys(path: Path) -> list[str]:
+    """Keys of a shard from its header; safetensors raises its own exception for a file that is cut short."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        keys = list(file.keys())
+        return list(file.keys())
+
+
+def _require_whole(path: Path) -> None:
+    """Reads a shard, a tensor at a time; ValueError if its bytes are not those written, or safetensors' exception."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
         recorded = (file.metadata() or {}).get(_DIGEST)
-        if recorded != _digest({key: file.get_tensor(key) for key in sorted(keys)}):
+        if recorded != _digest((key, file.get_tensor(key)) for key in sorted(file.keys())):
             raise ValueError("its content does not match its checksum")
-    return keys
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
     sha = hashlib.sha256()
-    for key, tensor in tensors.items():
+    for key, tensor in tensors:
         sha.update(json.dumps([key, list(tensor.shape), str(tensor.dtype)]).encode())
         sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
