@@ -73,6 +73,8 @@ class TinyBackbone:
         self.schedule = NoiseSchedule.scaled_linear()
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.base_name, self.base_hash = "tiny.safetensors", "ab" * 32
+        self.base_path: Path | None = None
+        self.text: Any = None
         self.batch_sizes: list[int] = []
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:

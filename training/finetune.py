@@ -90,7 +90,8 @@ def finetune(
     def save(adapters: Adapters, losses: list[float]) -> None:
         steps = output.recommended_steps, output.recommended_cfg
         path = free_path(output.folder, output.name)
-        run = Run(path.stem, backbone, dataset, lora, settings, len(losses), adapters.size, *steps, began)
+        done = len(losses), adapters.size, *steps, began, adapters.share
+        run = Run(path.stem, backbone, dataset, lora, settings, *done)
         saved.append(_saved(path, output, adapters, run, losses))
 
     try:
