@@ -19,11 +19,10 @@ def test_the_file_is_the_network_that_was_trained(rslora):
     network = TinyBackbone().module
     settings = LoraSettings(groups=GROUPS, rank=4, alpha=2.0, ends_in_full=True, dora=True, rslora=rslora)
     inputs = torch.randn(2, 4, 4, 4), torch.tensor([10.5, 900.0]), torch.randn(2, 3, 6)
-    with adapted(network, choose_layers(network, FILE_NAMES, settings), seed=0) as adapters:
-        with torch.no_grad():
-            for parameter in adapters.parameters():
-                parameter.add_(torch.randn(parameter.shape) * 0.1)
-            trained, state = network(*inputs), adapters.state()
+    with adapted(network, choose_layers(network, FILE_NAMES, settings), seed=0) as adapters, torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.1)
+        trained, state = network(*inputs), adapters.state()
     names = {"lora_unet_" + name.replace(".", "_"): path for path, name in FILE_NAMES.items()}
     require_fit(state, {name: network.get_submodule(path).weight.shape for name, path in names.items()}, "SD1")
     with torch.no_grad():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from diff2flow_nodes.tests.training_fakes import FILE_NAMES, TinyBackbone, TinyNetwork
-from diff2flow_nodes.training.adapters import adapted
+from diff2flow_nodes.tests.training_fakes import FILE_NAMES, TinyBackbone, TinyNetwork, TinyText
+from diff2flow_nodes.training.adapters import adapted, trainable
 from diff2flow_nodes.training.layers import GROUPS, LoraSettings, choose_layers
 
 EVERYTHING = LoraSettings(groups=GROUPS, rank=4, alpha=2.0, ends_in_full=True)
@@ -240,3 +240,52 @@ def test_weights_that_are_not_finite_are_not_exported():
         adapters.state(torch.float32)
         with pytest.raises(ValueError, match="conv_in.*not finite"):
             adapters.state(torch.float16)
+
+
+def test_a_text_encoder_is_trained_beside_the_network():
+    backbone = TinyBackbone()
+    backbone.text = TinyText()
+    context, _ = backbone.text.encode(["a cat", "two cats"])
+    settings = replace(EVERYTHING, text_encoder=True, dora=True, include=("conv_in", "*attn1*"))
+    with trainable(backbone, settings, seed=0) as adapters:
+        assert torch.equal(backbone.text.encode(["a cat", "two cats"])[0], context)
+        groups = adapters.groups()
+        assert [len(groups[name]) for name in ("unet", "text")] == [2 + 3, 2 * 3] and adapters.trains_text
+        assert [id(p) for p in adapters.parameters()] == [id(p) for p in groups["unet"] + groups["text"]]
+        assert adapters.size == sum(p.numel() for p in adapters.parameters())
+        _randomise(adapters)
+        encoded, _ = backbone.text.encode(["a cat", "two cats"])
+        backbone(torch.randn(2, 4, 4, 4), torch.tensor([1.0, 2.0]), {"context": encoded}).square().mean().backward()
+        assert all(p.grad.abs().sum() > 0 for p in adapters.parameters())
+        state = adapters.state(torch.float16)
+    key = "lora_te_text_model_encoder_layers_0"
+    assert f"{key}_self_attn_q_proj.lora_down.weight" in state and f"{key}_mlp_fc1.dora_scale" in state
+    assert type(backbone.text.layers["q"]) is nn.Linear and backbone.text.layers["q"].weight.requires_grad
+    assert torch.equal(backbone.text.encode(["a cat", "two cats"])[0], context)
+
+
+def test_the_text_encoder_alone_and_none_at_all():
+    backbone = TinyBackbone()
+    settings = LoraSettings(groups=(), text_encoder=True)
+    with pytest.raises(ValueError, match="text_encoder is on, but training has no text encoder"):
+        trainable(backbone, settings, seed=0).__enter__()
+    backbone.text = TinyText()
+    with trainable(backbone, settings, seed=0) as adapters:
+        assert adapters.groups()["unet"] == [] and len(adapters.parameters()) == 4
+        assert all(key.startswith("lora_te_") for key in adapters.state())
+    backbone.text.modules = {"lora_te": nn.ModuleDict({"q": nn.Embedding(3, 4)})}
+    with pytest.raises(ValueError, match="has none of CLIP's attention and mlp layers"):
+        trainable(backbone, settings, seed=0).__enter__()
+
+
+def test_the_count_is_told_before_the_first_step():
+    backbone = TinyBackbone()
+    total = sum(p.numel() for p in backbone.module.parameters())
+    with trainable(backbone, EVERYTHING, seed=0) as adapters:
+        assert adapters.share == adapters.size / total and not adapters.trains_text
+        share = 100 * adapters.size / total
+        assert adapters.describe == (
+            f"training {adapters.size / 1e6:.2f} M of {total / 1e6:.2f} M parameters ({share:.2f} %)"
+        )
+    with adapted(backbone.module, choose_layers(backbone.module, FILE_NAMES, EVERYTHING), seed=0) as older:
+        assert older.share == adapters.share
