@@ -61,6 +61,9 @@ def _misfit(state: Mapping[str, Tensor], layer: str, shape: Sequence[int]) -> st
         lora = (up.shape[0], down.shape[1])
         if lora != tuple(shape[:2]):
             return f"{lora[1]} inputs and {lora[0]} outputs where the model has {shape[1]} and {shape[0]}"
+    dora_scale = state.get(f"{layer}.dora_scale")
+    if dora_scale is not None and dora_scale.numel() not in shape[:2]:
+        return f"a dora_scale of {dora_scale.numel()} where the model has {shape[0]} outputs and {shape[1]} inputs"
     difference = state.get(f"{layer}.diff")
     if difference is not None and tuple(difference.shape) != tuple(shape):
         return f"shape {tuple(difference.shape)} where the model has {tuple(shape)}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from ..training.layers import GROUPS, PRESETS, LoraSettings
+from ..training.layers import GROUPS, PRESETS, LoraSettings, patterns
 from .errors import names_node
 
 CATEGORY = "Diff2Flow/training"
@@ -23,8 +24,8 @@ class Diff2FlowLoraConfig:
     RETURN_NAMES = ("lora",)
     OUTPUT_TOOLTIPS = ("For Diff2Flow Train.",)
     DESCRIPTION = (
-        "What the LoRA trains. The presets are complete: rank, alpha and the switches below count for preset custom"
-        " only."
+        "What is trained. The presets are complete: rank, alpha and the group switches count for preset custom only;"
+        " include, exclude, dora, rslora and text_encoder count for every preset but full."
     )
 
     @classmethod
@@ -39,8 +40,9 @@ class Diff2FlowLoraConfig:
                         " SD1.5, a 14 MB file); a pure LoRA that ComfyUI, A1111, Forge and diffusers read."
                         " paper-small: rank 64, convolutions too, first and last layer in full (61 M), for reflow."
                         " paper-base: rank 20 % of each layer (214 M), for new tasks. The two papers' presets save"
-                        " whole layers (.diff), which ComfyUI and Forge read and diffusers ignores. custom: the"
-                        " inputs below.",
+                        " whole layers (.diff), which ComfyUI and Forge read and diffusers ignores. full: no LoRA,"
+                        " every parameter of the UNet; saves a whole checkpoint and needs about 20 bytes of memory a"
+                        " parameter (17 GB for SD1.5 beside the activations). custom: the inputs below.",
                     },
                 ),
                 "rank": (
@@ -65,7 +67,7 @@ class Diff2FlowLoraConfig:
                     },
                 ),
             },
-            "optional": _custom_inputs(),
+            "optional": {**_custom_inputs(), **_every_presets_inputs()},
         }
 
     @names_node("Diff2Flow LoRA Config")
@@ -83,14 +85,21 @@ class Diff2FlowLoraConfig:
         conv: bool = False,
         time: bool = False,
         ends_in_full: bool = False,
+        include: str = "",
+        exclude: str = "",
+        dora: bool = False,
+        rslora: bool = False,
+        text_encoder: bool = False,
     ) -> tuple[LoraSettings]:
+        names = {"include": patterns(include), "exclude": patterns(exclude)}
+        common = {**names, "dora": dora, "rslora": rslora, "text_encoder": text_encoder}
         if preset in PRESETS:
-            return (PRESETS[preset],)
+            return (replace(PRESETS[preset], **common),)
         if preset != "custom":
             raise ValueError(f"preset must be one of {', '.join((*PRESETS, 'custom'))}, not {preset!r}")
         switches = (self_attention, cross_attention, attention_out, feed_forward, proj, time, conv)
         groups = tuple(group for group, on in zip(GROUPS, switches, strict=True) if on)
-        return (LoraSettings("custom", groups, rank, rank_ratio, alpha, ends_in_full),)
+        return (LoraSettings("custom", groups, rank, rank_ratio, alpha, ends_in_full, **common),)
 
 
 def _custom_inputs() -> dict[str, Any]:
@@ -121,6 +130,58 @@ def _custom_inputs() -> dict[str, Any]:
                 "default": False,
                 "tooltip": "Preset custom only: train the first and the last convolution whole instead of by LoRA."
                 " Saved as .diff, which ComfyUI and Forge read and diffusers ignores.",
+            },
+        ),
+    }
+
+
+def _every_presets_inputs() -> dict[str, Any]:
+    return {
+        "include": (
+            "STRING",
+            {
+                "default": "",
+                "multiline": True,
+                "tooltip": "Every preset: names of layers as LoRA files have them, with * for any characters, separated"
+                " by commas or lines: '*attn2*', 'up_blocks.1*' (SDXL: 'output_blocks.1*'). Only layers that match one"
+                " are trained. It narrows down what the preset or the switches choose and never adds a layer. Empty:"
+                " all of them. Does not concern the text encoder.",
+            },
+        ),
+        "exclude": (
+            "STRING",
+            {
+                "default": "",
+                "multiline": True,
+                "tooltip": "Every preset: names of layers that are not trained, written as in include, e.g."
+                " '*mid_block*'. Counts after include. Empty: none is left out.",
+            },
+        ),
+        "dora": (
+            "BOOLEAN",
+            {
+                "default": False,
+                "tooltip": "Every preset: DoRA, which trains the length of each output's weights apart from their"
+                " direction; closer to full finetuning at a low rank, slower by about a third. Saved as .dora_scale in"
+                " the reading of ComfyUI and Forge; other programs weigh it differently or ignore it.",
+            },
+        ),
+        "rslora": (
+            "BOOLEAN",
+            {
+                "default": False,
+                "tooltip": "Every preset: rank-stabilised LoRA: counts alpha/√rank times instead of alpha/rank, so that"
+                " the same alpha suits every rank; useful from rank 32 on. Where alpha is the rank (paper presets) it"
+                " counts √rank times: lower the learning rate by as much. Every program reads the file rightly.",
+            },
+        ),
+        "text_encoder": (
+            "BOOLEAN",
+            {
+                "default": False,
+                "tooltip": "Every preset: also a LoRA of the same rank and alpha on the text encoder (attention and"
+                " mlp), for new words and names. Connect CLIP to Diff2Flow Train; captions are then encoded in every"
+                " step, which is slower.",
             },
         ),
     }

@@ -23,7 +23,10 @@ import comfy.model_base  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.sd1_clip  # noqa: E402
 import comfy.supported_models  # noqa: E402
+import comfy.supported_models_base  # noqa: E402
 import torch  # noqa: E402
 
 import nodes as stock  # noqa: E402
@@ -401,6 +404,105 @@ def check_loras() -> dict[str, float]:
         assert "SD2" in str(error) and "sd_v1" in str(error)
     else:
         raise AssertionError("a LoRA for SD1 was taken on SD2")
+    return found
+
+
+def text_encoder(layers: int = 3, dtype: torch.dtype = torch.float32) -> Any:
+    """CLIP of SD1.x with random weights and few layers."""
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    options = {"clip_l_model_config": {"num_hidden_layers": layers}, "dtype": dtype}
+    clip = comfy.sd.CLIP(target, model_options=options)
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in clip.cond_stage_model.named_parameters():
+        scale = 0.5 / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.05
+        values = torch.randn(parameter.shape, generator=generator) * scale
+        parameter.data = (values + (1.0 if _is_norm(name, parameter) else 0.0)).to(dtype)
+    return clip
+
+
+def forward(model: Any) -> torch.Tensor:
+    """One call of the network with its patches in it."""
+    comfy.model_management.load_models_gpu([model])
+    return bare(model.model.diffusion_model)
+
+
+def bare(unet: Any) -> torch.Tensor:
+    """One call of a network as it is."""
+    generator = torch.Generator().manual_seed(6)
+    x, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, 768, generator=generator)
+    return unet(x, torch.tensor([10.0, 700.0]), context=context, transformer_options={})
+
+
+def moved(adapters: Any) -> None:
+    """Trained layers away from where they begin."""
+    generator = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+
+
+def check_lora_kinds() -> dict[str, float]:
+    """LoRA, rsLoRA and DoRA files give in ComfyUI's own loader the network that was trained, at any strength."""
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.training.adapters import trainable
+    from diff2flow_nodes.training.layers import GROUPS, LoraSettings
+
+    host, found = current(), {}
+    for kind in ({}, {"rslora": True}, {"dora": True}, {"dora": True, "rslora": True}):
+        name, model = "+".join(kind) or "lora", network()
+        settings = LoraSettings(groups=GROUPS, rank=8, alpha=4.0, ends_in_full=True, **kind)
+        with host.training(model) as backbone, trainable(backbone, settings, 0) as adapters:
+            with torch.no_grad():
+                fresh = bare(backbone.module)
+                moved(adapters)
+                trained = bare(backbone.module)
+            state = adapters.state()
+        plain = forward(model)
+        assert torch.equal(plain, fresh), name
+        for strength in (1.0, 0.5):
+            stock_model = comfy.sd.load_lora_for_models(model, None, dict(state), strength, strength)[0]
+            ours_model = host.apply_lora(model, None, state, strength, None)[0]
+            once = forward(stock_model)
+            assert torch.equal(once, forward(ours_model)), name
+            if strength == 1.0:
+                effect = (once - plain).abs().max()
+                found[name] = float((once - trained).abs().max() / effect)
+    assert max(found.values()) < 1e-3, found
+    return found
+
+
+def check_text_encoder_lora() -> dict[str, float]:
+    """The text encoder's LoRA gets a gradient, and its file changes the stock encoding as training saw it."""
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.training.adapters import trainable
+    from diff2flow_nodes.training.layers import LoraSettings
+
+    host, model, found = current(), network(), {}
+    captions = ["a red (fox:1.3)", "a cat, " * 40, "a red (fox:1.3)"]
+    for kind in ("lora", "dora"):
+        clip = text_encoder()
+        before = [clip.encode_from_tokens(clip.tokenize(caption), return_pooled=True) for caption in captions]
+        settings = LoraSettings(groups=(), rank=4, alpha=4.0, dora=kind == "dora", text_encoder=True)
+        with host.training(model, clip) as backbone, trainable(backbone, settings, 0) as adapters:
+            fresh, pooled = backbone.text.encode(captions)
+            assert torch.equal(fresh[1], before[1][0][0]) and torch.equal(pooled[0], before[0][1][0]), kind
+            moved(adapters)
+            context, _ = backbone.text.encode(captions)
+            backbone(torch.randn(3, 4, 8, 8), torch.tensor([1.0, 500.0, 900.0]), {"context": context}).sum().backward()
+            assert all(p.grad.abs().sum() > 0 for p in adapters.parameters()), kind
+            trained, state = context.detach(), adapters.state()
+        assert all(key.startswith("lora_te_text_model_encoder_layers_") for key in state)
+        tuned = comfy.sd.load_lora_for_models(None, clip, dict(state), 1.0, 1.0)[1]
+        length = trained.shape[1]
+        after = [tuned.encode_from_tokens(tuned.tokenize(caption)) for caption in captions]
+        after = torch.cat([each.repeat(1, length // each.shape[1], 1) for each in after])
+        found[kind] = float((after - trained).abs().max() / (trained - fresh.detach()).abs().max())
+        ours_clip = host.apply_lora(model, clip, state, 1.0, None)[1]
+        again = ours_clip.encode_from_tokens(ours_clip.tokenize(captions[1]))
+        assert torch.equal(again[0], after[1])
+        unchanged = clip.encode_from_tokens(clip.tokenize(captions[0]))
+        assert torch.equal(unchanged, before[0][0]), kind
+    assert max(found.values()) < 1e-3, found
     return found
 
 

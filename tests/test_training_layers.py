@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diff2flow_nodes.tests.training_fakes import FILE_NAMES, TinyBackbone
-from diff2flow_nodes.training.layers import GROUPS, PRESETS, LoraSettings, choose_layers
+from diff2flow_nodes.training.layers import GROUPS, PRESETS, LoraSettings, choose_layers, patterns
 
 SIZES = {
     ("SD15", "paper-small"): 61.0e6,
@@ -41,6 +41,48 @@ def test_the_light_preset_is_what_kohya_trains(unets):
     layers = choose_layers(unet, names, PRESETS["light"])
     assert len(layers) == 192  # kohya's networks.lora on SD1.5's UNet
     assert sum(layer.size for layer in layers) == pytest.approx(6.78e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "chosen"),
+    [
+        (("*attn*",), (), ["inner.q", "inner.text", "inner.text_out"]),
+        (("*attn*", "conv_in"), ("*attn2*",), ["first", "inner.q"]),
+        ((), ("*.attentions.*", "time*"), ["first", "last", "mix"]),
+        (("down_blocks.0.resnets.?.conv[12]",), (), ["mix"]),
+    ],
+)
+def test_patterns_narrow_the_groups_down(include, exclude, chosen):
+    settings = LoraSettings(groups=GROUPS, ends_in_full=True, include=include, exclude=exclude)
+    layers = choose_layers(TinyBackbone().module, FILE_NAMES, settings)
+    assert sorted(layer.path for layer in layers) == chosen
+    narrow = LoraSettings(groups=("self_attention",), include=("*attn*",))
+    assert [layer.path for layer in choose_layers(TinyBackbone().module, FILE_NAMES, narrow)] == ["inner.q"]
+
+
+def test_patterns_that_match_nothing_are_named():
+    def choose(**settings):
+        choose_layers(TinyBackbone().module, FILE_NAMES, LoraSettings(**{"groups": GROUPS, **settings}))
+
+    for kind in ("include", "exclude"):
+        with pytest.raises(ValueError, match=rf"{kind}: the pattern '\*mid_block\*' matches no layer.*'down_blocks"):
+            choose(**{kind: ("*attn*", "*mid_block*")})
+    with pytest.raises(ValueError, match="include and exclude leave nothing of the 1 layers"):
+        choose(groups=("time",), include=("*attn*",))
+    with pytest.raises(ValueError, match="leave nothing"):
+        choose(exclude=("*",))
+    assert patterns(" *attn2*,\nup_blocks.1* \n\n,") == ("*attn2*", "up_blocks.1*")
+    assert patterns("") == ()
+
+
+def test_scales_of_rslora_and_sizes_of_dora():
+    plain, dora, stable = (
+        choose_layers(TinyBackbone().module, FILE_NAMES, LoraSettings(groups=("conv",), rank=4, alpha=2.0, **extra))
+        for extra in ({}, {"dora": True}, {"rslora": True})
+    )
+    assert [(layer.scale, layer.file_alpha) for layer in plain] == [(0.5, 2.0)] * 2
+    assert [(layer.scale, layer.file_alpha) for layer in stable] == [(1.0, 4.0)] * 2
+    assert [layer.size for layer in dora] == [layer.size + 16 for layer in plain]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +145,8 @@ def test_groups_of_sdxls_names(name):
         ({"rank": 0}, "rank must be at least 1, not 0"),
         ({"rank_ratio": 1.5}, "rank_ratio"),
         ({"alpha": float("nan")}, "alpha"),
+        ({"full": True, "dora": True}, "dora is for LoRAs"),
+        ({"full": True, "include": ("*",)}, "include is for LoRAs"),
     ],
 )
 def test_bad_settings_are_named(values, message):

@@ -122,6 +122,14 @@ def test_presets_and_custom():
     )
     assert custom.groups == ("cross_attention", "attention_out", "proj", "time", "conv")
     assert (custom.rank, custom.alpha, custom.ends_in_full) == (8, 4.0, True)
+    [narrow] = build(
+        "paper-small", 8, 8.0, include="*attn2*", exclude="a,\nb", dora=True, rslora=True, text_encoder=True
+    )
+    assert (narrow.include, narrow.exclude) == (("*attn2*",), ("a", "b")) and narrow.rank == 64
+    assert narrow.dora and narrow.rslora and narrow.text_encoder and not narrow.full
+    assert build("full", 8, 8.0)[0].full
+    with pytest.raises(ValueError, match="Diff2Flow LoRA Config: dora is for LoRAs"):
+        build("full", 8, 8.0, dora=True)
     with pytest.raises(ValueError, match="Diff2Flow LoRA Config: preset must be one of"):
         build("large", 8, 8.0)
     with pytest.raises(ValueError, match="Diff2Flow LoRA Config: rank must be at least 1"):

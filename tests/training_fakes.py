@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,8 @@ class TinyBackbone:
         self.schedule = NoiseSchedule.scaled_linear()
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.base_name, self.base_hash = "tiny.safetensors", "ab" * 32
+        self.base_path: Path | None = None
+        self.text: Any = None
         self.batch_sizes: list[int] = []
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
@@ -90,6 +92,30 @@ class TinyBackbone:
 
     def layer_names(self) -> Mapping[str, str]:
         return FILE_NAMES
+
+    def checkpoint_names(self) -> Mapping[str, str]:
+        names = [name for name, _ in self.module.named_parameters()]
+        return {name: f"model.diffusion_model.{name}" for name in names}
+
+
+class TinyText:
+    """The port's TextBackbone around two layers; a caption's tokens are its letters."""
+
+    def __init__(self, width: int = CONTEXT_WIDTH) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.layers = nn.ModuleDict({"q": nn.Linear(width, width), "fc": nn.Linear(width, width)})
+        self.modules = {"lora_te": self.layers}
+
+    def layer_names(self, prefix: str) -> Mapping[str, str]:
+        layer = "text_model.encoder.layers.0"
+        return {"q": f"{layer}.self_attn.q_proj", "fc": f"{layer}.mlp.fc1"}
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        width = self.layers["q"].weight.shape[1]
+        letters = torch.tensor([[ord(letter) for letter in f"{caption:8.8}"] for caption in captions])
+        tokens = torch.sin(letters[..., None] * torch.arange(1, width + 1))
+        return tokens + torch.tanh(self.layers["fc"](torch.tanh(self.layers["q"](tokens)))), None
 
 
 class SilentProgress:

@@ -1,70 +1,132 @@
-"""LoRA layers put into a network by peft, and taken out again without a trace."""
+"""What is trained, put into the networks and taken out again without a trace."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from .draws import generator
-from .layers import TrainedLayer
+from .full import trained_in_full
+from .layers import LoraSettings, TrainedLayer, choose_layers, choose_text_layers
+from .lora_layers import FullChange, file_tensors, inject_lora, trained_tensors
+from .port import Backbone
 
-_ADAPTER = "default"
-_PREFIX = "lora_unet_"
+_UNET = "lora_unet"
+
+
+class Trained(Protocol):
+    """What the loop needs of that which is trained: `Adapters`, or `full.FullNetwork`.
+
+    Attributes:
+        size: number of trained parameters.
+        share: of the parameters of the networks they are in or beside; 1 is all.
+        describe: both in words, before the first step.
+        trains_text: whether text encoders are trained, so that captions must be encoded in every step.
+    """
+
+    size: int
+    share: float
+    describe: str
+    trains_text: bool
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, float32, in a fixed order."""
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """The same as "unet" and "text"; either may be empty."""
+
+    def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Their values by the keys of the file they are saved in, on the CPU."""
 
 
 class Adapters:
-    """The trainable layers inside a network.
+    """The trainable layers inside networks.
 
     Args:
-        network: with the layers injected.
-        layers: which they are.
+        parts: network, prefix of its keys in LoRA files ("lora_unet", "lora_te"), and the layers injected.
+        base_size: number of parameters that the bare networks have.
     """
 
-    def __init__(self, network: nn.Module, layers: Sequence[TrainedLayer]) -> None:
-        self.layers = list(layers)
-        self._modules = {layer.file_name: network.get_submodule(layer.path) for layer in layers}
+    def __init__(self, parts: Sequence[tuple[nn.Module, str, Sequence[TrainedLayer]]], base_size: int) -> None:
+        self._layers = [
+            (prefix, layer, network.get_submodule(layer.path)) for network, prefix, layers in parts for layer in layers
+        ]
+        self._base_size = base_size
+
+    @property
+    def layers(self) -> list[TrainedLayer]:
+        """Which they are."""
+        return [layer for _, layer, _ in self._layers]
 
     @property
     def size(self) -> int:
         """Number of trained parameters."""
         return sum(layer.size for layer in self.layers)
 
+    @property
+    def share(self) -> float:
+        """Trained parameters for each one of the networks."""
+        return self.size / max(1, self._base_size)
+
+    @property
+    def describe(self) -> str:
+        """ "training 6.78 M of 859.52 M parameters (0.79 %)"."""
+        return describe(self.size, self._base_size)
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether a text encoder is among the networks."""
+        return any(prefix != _UNET for prefix, _, _ in self._layers)
+
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, float32, in a fixed order."""
-        return [p for layer in self.layers for p in self._tensors(layer).values()]
+        return [parameter for group in self.groups().values() for parameter in group]
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """The trained parameters of the network ("unet") and of the text encoders ("text")."""
+        groups: dict[str, list[nn.Parameter]] = {"unet": [], "text": []}
+        for prefix, layer, module in self._layers:
+            groups["unet" if prefix == _UNET else "text"] += trained_tensors(module, layer).values()
+        return groups
 
     def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The weights as LoRA files hold them (kohya's keys), on the CPU, in `dtype`; alphas in float32.
+        """The weights as LoRA files hold them (kohya's keys), on the CPU, in `dtype`; alpha, dora_scale in float32.
 
-        weight = base + alpha/rank · lora_up · lora_down; in full: weight = base + diff, bias = base + diff_b.
+        weight = base + alpha/rank · lora_up · lora_down, for DoRA that times dora_scale / |base|; in full: weight =
+        base + diff, bias = base + diff_b.
 
         Raises:
             ValueError: a weight that is not finite in `dtype`.
         """
         state = {}
-        for layer in self.layers:
-            key = _PREFIX + layer.file_name.replace(".", "_")
-            for ending, tensor in self._tensors(layer).items():
-                state[f"{key}.{ending}"] = _finite(
-                    tensor.detach().to("cpu", dtype, copy=True).contiguous(), layer, dtype
-                )
-            if layer.rank:
-                state[f"{key}.alpha"] = torch.tensor(layer.alpha, dtype=torch.float32)
+        for prefix, layer, module in self._layers:
+            key = f"{prefix}_{layer.file_name.replace('.', '_')}"
+            state |= {f"{key}.{ending}": tensor for ending, tensor in file_tensors(module, layer, dtype).items()}
         return state
 
-    def _tensors(self, layer: TrainedLayer) -> dict[str, nn.Parameter]:
-        module: Any = self._modules[layer.file_name]
-        if not layer.rank:
-            biases = {} if module.bias_change is None else {"diff_b": module.bias_change}
-            return {"diff": module.weight_change, **biases}
-        down, up = module.lora_A[_ADAPTER].weight, module.lora_B[_ADAPTER].weight
-        return {"lora_down.weight": down, "lora_up.weight": up}
+
+def describe(trained: int, total: int) -> str:
+    """How much of a network is trained, for people."""
+    share = 100.0 * trained / max(1, total)
+    return f"training {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters ({share:.2f} %)"
+
+
+def trainable(backbone: Backbone, settings: LoraSettings, seed: int) -> AbstractContextManager[Trained]:
+    """What `settings` train, in the backbone's networks; the networks are what they were when the context ends.
+
+    Args:
+        backbone: the bare networks; `text` is set where settings.text_encoder is.
+        settings: LoRA layers, or preset full.
+        seed: of the run.
+
+    Raises:
+        ValueError: nothing to train, a pattern that matches nothing, no text encoder, or for preset full no base
+            checkpoint that a new one can be made from.
+    """
+    return trained_in_full(backbone) if settings.full else _adapted_backbone(backbone, settings, seed)
 
 
 @contextmanager
@@ -79,15 +141,51 @@ def adapted(network: nn.Module, layers: Sequence[TrainedLayer], seed: int) -> It
         layers: from `choose_layers`.
         seed: of the run.
     """
+    base_size = _size(network)
+    with _injected(network, layers, seed, "lora"):
+        yield Adapters([(network, _UNET, layers)], base_size)
+
+
+@contextmanager
+def _adapted_backbone(backbone: Backbone, settings: LoraSettings, seed: int) -> Iterator[Adapters]:
+    """LoRA layers in the network and, where the settings say so, in the text encoders."""
+    names, network = backbone.layer_names(), backbone.module
+    layers = choose_layers(network, names, settings) if settings.trains_network else []
+    parts = [(network, _UNET, layers), *_text_parts(backbone, settings)]
+    base_size = sum(_size(part) for part, _, _ in parts)
+    with ExitStack() as stack:
+        for part, prefix, chosen in parts:
+            purpose = "lora" if prefix == _UNET else f"lora/{prefix}"
+            stack.enter_context(_injected(part, chosen, seed, purpose))
+        yield Adapters(parts, base_size)
+
+
+def _text_parts(backbone: Backbone, settings: LoraSettings) -> list[tuple[nn.Module, str, list[TrainedLayer]]]:
+    if not settings.text_encoder:
+        return []
+    text = backbone.text
+    if text is None:
+        raise ValueError(
+            "text_encoder is on, but training has no text encoder: connect the checkpoint's CLIP to Diff2Flow Train,"
+            " or switch text_encoder off"
+        )
+    return [
+        (module, prefix, choose_text_layers(module, text.layer_names(prefix), settings))
+        for prefix, module in text.modules.items()
+    ]
+
+
+@contextmanager
+def _injected(network: nn.Module, layers: Sequence[TrainedLayer], seed: int, purpose: str) -> Iterator[None]:
     originals = {layer.path: network.get_submodule(layer.path) for layer in layers}
     frozen = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:
         network.requires_grad_(False)
-        _inject_lora(network, [layer for layer in layers if layer.rank], seed)
+        inject_lora(network, [layer for layer in layers if layer.rank], seed, purpose)
         for layer in layers:
             if not layer.rank:
                 _replace(network, layer.path, FullChange(originals[layer.path]))
-        yield Adapters(network, layers)
+        yield
     finally:
         for path, module in originals.items():
             _replace(network, path, module)
@@ -96,101 +194,10 @@ def adapted(network: nn.Module, layers: Sequence[TrainedLayer], seed: int) -> It
         vars(network).pop("peft_config", None)
 
 
-class FullChange(nn.Module):
-    """A linear or convolution layer trained in full: base(x) + layer of (weight_change, bias_change), both 0 at first.
-
-    Training the change instead of the weight keeps the frozen layer untouched, its storage format too, and makes
-    weight decay pull towards the base model.
-
-    Args:
-        base: the frozen layer.
-    """
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base: Any = base
-        self.weight_change = nn.Parameter(torch.zeros_like(base.weight, dtype=torch.float32))
-        bias = getattr(base, "bias", None)
-        self.bias_change = None if bias is None else nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))
-
-    @property
-    def weight(self) -> Tensor:
-        """The frozen weight, for code that asks a layer for its dtype or device."""
-        return self.base.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The frozen bias."""
-        return self.base.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """base(x) + change(x), in the dtype of base(x)."""
-        y = self.base(x)
-        return y + self._change(x.to(self.weight_change.dtype)).to(y.dtype)
-
-    def _change(self, x: Tensor) -> Tensor:
-        if isinstance(self.base, nn.Linear):
-            return functional.linear(x, self.weight_change, self.bias_change)
-        base = self.base
-        return functional.conv2d(
-            x, self.weight_change, self.bias_change, base.stride, base.padding, base.dilation, base.groups
-        )
-
-
-def _inject_lora(network: nn.Module, layers: Sequence[TrainedLayer], seed: int) -> None:
-    """Wraps the layers by peft and draws their weights; torch's global generator is left as it was."""
-    if not layers:
-        return
-    from peft import LoraConfig, inject_adapter_in_model
-
-    config = LoraConfig(
-        r=layers[0].rank,
-        lora_alpha=layers[0].alpha,
-        target_modules=f"(?:{_any_of(layers)})",
-        rank_pattern=_pattern(layers, "rank"),
-        alpha_pattern=_pattern(layers, "alpha"),
-    )
-    with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(config, network, adapter_name=_ADAPTER)
-    draw = generator(seed, "lora")
-    for layer in layers:
-        _initialise(network.get_submodule(layer.path), layer, draw)
-
-
-def _pattern(layers: Sequence[TrainedLayer], attribute: str) -> dict[str, Any]:
-    """peft's {regex: value}, one entry for each value; the caret keeps peft from matching the ends of longer paths."""
-    values = {getattr(layer, attribute) for layer in layers}
-    return {
-        f"^(?:{_any_of([layer for layer in layers if getattr(layer, attribute) == value])})": value
-        for value in sorted(values)
-    }
-
-
-def _any_of(layers: Sequence[TrainedLayer]) -> str:
-    return "|".join(layer.path.replace(".", r"\.") for layer in layers)
-
-
-def _initialise(module: Any, layer: TrainedLayer, draw: torch.Generator) -> None:
-    """lora_down He-uniform (as kohya and peft), drawn on the CPU; lora_up 0; both float32."""
-    down, up = module.lora_A[_ADAPTER], module.lora_B[_ADAPTER]
-    if down.weight.shape[0] != layer.rank or module.scaling[_ADAPTER] != layer.alpha / layer.rank:
-        raise ValueError(f"the installed peft gave layer '{layer.file_name}' another rank or alpha; update peft")
-    down.float()
-    up.float()
-    if down.weight.is_meta:
-        return
-    values = nn.init.kaiming_uniform_(torch.empty(down.weight.shape), a=math.sqrt(5), generator=draw)
-    with torch.no_grad():
-        down.weight.copy_(values)
-        up.weight.zero_()
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     network.get_submodule(parent)._modules[name] = module
-
-
-def _finite(tensor: Tensor, layer: TrainedLayer, dtype: torch.dtype) -> Tensor:
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"the trained weights of layer '{layer.file_name}' are not finite in {dtype}")
-    return tensor

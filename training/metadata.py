@@ -38,6 +38,7 @@ class Run:
         backbone, dataset, lora, settings: what was trained, on what, and how.
         steps: really done.
         trained: number of trained parameters.
+        share: of all parameters of the networks.
         recommended_steps, recommended_cfg: what the user should sample with.
         began: when the run began, seconds since 1970.
     """
@@ -52,6 +53,13 @@ class Run:
     recommended_steps: int
     recommended_cfg: float
     began: float
+    share: float = 0.0
+
+
+def checkpoint_metadata(run: Run) -> dict[str, str]:
+    """All metadata of a run's checkpoint (preset full), as strings."""
+    architecture, _ = _architecture(run.backbone)
+    return {**_modelspec(run), "modelspec.architecture": architecture, **_diff2flow(run)}
 
 
 def lora_metadata(run: Run) -> dict[str, str]:
@@ -78,13 +86,15 @@ def _kohya(run: Run) -> dict[str, str]:
     settings, lora = run.settings, run.lora
     _, base = _architecture(run.backbone)
     rank = "Dynamic" if lora.rank_ratio else str(lora.rank)
-    alpha = "Dynamic" if lora.rank_ratio and not lora.alpha else f"{lora.alpha or lora.rank:g}"
-    conv = {"conv_dim": rank, "conv_alpha": alpha} if "conv" in lora.groups else {}
+    alpha = _alpha(lora)
+    arguments = {"conv_dim": rank, "conv_alpha": alpha} if "conv" in lora.groups else {}
+    if lora.dora:
+        arguments["dora_wd"] = "True"
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
         "ss_network_alpha": alpha,
-        "ss_network_args": json.dumps(conv),
+        "ss_network_args": json.dumps(arguments),
         "ss_base_model_version": base,
         "ss_v2": str(run.backbone.family == "SD2"),
         "ss_output_name": run.title,
@@ -165,7 +175,16 @@ def _diff2flow(run: Run) -> dict[str, str]:
         "diff2flow.dataset": run.dataset.summary(),
         "diff2flow.lora": json.dumps(asdict(run.lora)),
         "diff2flow.trained_parameters": str(run.trained),
+        "diff2flow.trained_share": f"{run.share:.6g}",
     }
+
+
+def _alpha(lora: LoraSettings) -> str:
+    """alpha as the file holds it, where all layers have the same."""
+    if lora.rank_ratio and (lora.rslora or not lora.alpha):
+        return "Dynamic"
+    alpha = lora.alpha or lora.rank
+    return f"{alpha * math.sqrt(lora.rank) if lora.rslora else alpha:g}"
 
 
 def _architecture(backbone: Backbone) -> tuple[str, str]:

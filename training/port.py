@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..alignment import NoiseSchedule
+
+
+class TextBackbone(Protocol):
+    """A checkpoint's text encoders, ready for gradients.
+
+    Attributes:
+        modules: the encoders by the prefix of their keys in LoRA files: "lora_te" for SD1 and SD2, "lora_te1" and
+            "lora_te2" for SDXL. LoRA layers are injected into them.
+    """
+
+    modules: Mapping[str, nn.Module]
+
+    def layer_names(self, prefix: str) -> Mapping[str, str]:
+        """Dotted module path in `modules[prefix]` -> dotted name ("text_model.encoder.layers.0.self_attn.q_proj")."""
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Context (B, tokens, width) and pooled output (B, width) or None, with gradients, on the encoder's device.
+
+        Contexts of unequal length are repeated to a common one, as in `LatentDataset.batch`.
+        """
 
 
 class Backbone(Protocol):
@@ -19,8 +40,11 @@ class Backbone(Protocol):
         family: "SD1", "SD2" or "SDXL".
         prediction: what the network predicts, "eps" or "v".
         schedule: its noise schedule.
-        device, dtype: where it runs and the dtype of its weights.
+        device, dtype: where it runs and the dtype that its inputs are cast to; preset full sets it to float32 while
+            it trains.
         base_name, base_hash: name and content hash of the checkpoint it came from ("" where unknown).
+        base_path: file of that checkpoint, None where unknown.
+        text: its text encoders, None where training was entered without a CLIP.
     """
 
     module: nn.Module
@@ -31,6 +55,8 @@ class Backbone(Protocol):
     dtype: torch.dtype
     base_name: str
     base_hash: str
+    base_path: Path | None
+    text: TextBackbone | None
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         """The network's output (B, *dims) at x_diff (B, *dims), fractional tau (B,)."""
@@ -55,6 +81,9 @@ class Backbone(Protocol):
 
         SD1 and SD2: diffusers' names ("down_blocks.0.attentions.0.proj_in"); SDXL: SGM's ("input_blocks.4.1.proj_in").
         """
+
+    def checkpoint_names(self) -> Mapping[str, str]:
+        """Dotted parameter path in `module` -> key in the checkpoint ("model.diffusion_model.out.2.weight")."""
 
 
 class Progress(Protocol):

@@ -72,7 +72,7 @@ class ComfyHost:
         return encoders.fingerprint(thing)
 
     def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:
-        return training.training(model)
+        return training.training(model, clip)
 
     def progress(self, total: int, title: str) -> Progress:
         return progress.ComfyProgress(total, title)

@@ -11,6 +11,7 @@ import comfy.sd
 import folder_paths
 from torch import Tensor
 
+from ...training.checkpoint_file import trained_metadata
 from ..lora_fit import require_fit
 from ..port import HostError
 from . import folders, models
@@ -37,6 +38,9 @@ def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
             f"the checkpoint '{name}' has no {'text encoder' if model else 'UNet'}; choose a full checkpoint"
         )
     model.set_attachments(BASE, name)
+    trained = trained_metadata(path)
+    if trained:
+        model.set_attachments(models.LORAS, (trained,))
     return model, clip, vae
 
 

@@ -1,10 +1,10 @@
-"""ComfyUI's UNet made ready for gradients, and put back."""
+"""ComfyUI's UNet and text encoders made ready for gradients, and put back."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from ...files import sha256_of
 from . import loading, models
+from .text_training import ComfyText
+
+_PREFIX = "model.diffusion_model."
 
 
 class ComfyBackbone:
     """The port's Backbone (`training.port`) around a loaded ModelPatcher."""
 
-    def __init__(self, patcher: Any) -> None:
+    def __init__(self, patcher: Any, text: ComfyText | None = None) -> None:
         facts = models.facts(patcher)
         self._base = patcher.model
         self.module: nn.Module = patcher.model.diffusion_model
@@ -30,7 +33,10 @@ class ComfyBackbone:
         self.device = patcher.load_device
         self.dtype = self._base.manual_cast_dtype or self._base.get_dtype()
         self.base_name = patcher.attachments.get(loading.BASE, "")
-        self.base_hash = _hash_of(self.base_name)
+        path = folder_paths.get_full_path("checkpoints", self.base_name) if self.base_name else None
+        self.base_path = Path(path) if path else None
+        self.base_hash = _file_hash(path, Path(path).stat().st_mtime_ns) if path else ""
+        self.text = text
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         inputs = {name: value.to(self.device, self.dtype) for name, value in conditioning.items()}
@@ -65,25 +71,43 @@ class ComfyBackbone:
         }
         return {name: diffusers[name] for name in own if name in diffusers}
 
+    def checkpoint_names(self) -> Mapping[str, str]:
+        """The checkpoint's names are the module's own."""
+        return {name: _PREFIX + name for name, _ in self.module.named_parameters(remove_duplicate=False)}
+
 
 @contextmanager
-def training(model: Any) -> Iterator[ComfyBackbone]:
-    """Loads the model whole, with normal (not inference) weights, frozen, and gradients on; undone at the end."""
+def training(model: Any, clip: Any = None) -> Iterator[ComfyBackbone]:
+    """Loads model and clip whole, with normal (not inference) weights, frozen, and gradients on; undone at the end."""
     with torch.inference_mode(False), torch.enable_grad(), _in_training():
         patcher = _plain_clone(model)
-        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-        network = patcher.model.diffusion_model
-        _leave_inference_mode(network)
-        frozen = [(p, p.requires_grad) for p in network.parameters()]
-        was_training = network.training
+        text = None if clip is None else ComfyText(clip, _plain_clone(clip.patcher))
+        patchers = [patcher] if text is None else [patcher, text.patcher]
+        comfy.model_management.load_models_gpu(patchers, force_full_load=True)
         try:
-            network.requires_grad_(False)
-            yield ComfyBackbone(patcher)
+            with ExitStack() as stack:
+                stack.enter_context(_frozen(patcher.model.diffusion_model))
+                if text is not None:
+                    stack.enter_context(_frozen(text.patcher.model))
+                    stack.enter_context(text.differentiable())
+                yield ComfyBackbone(patcher, text)
         finally:
-            network.train(was_training)
-            for parameter, required in frozen:
-                parameter.requires_grad_(required)
             comfy.model_management.soft_empty_cache()
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """The network with normal weights that require no gradient; mode and requirements as before at the end."""
+    _leave_inference_mode(network)
+    required = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    was_training = network.training
+    try:
+        network.requires_grad_(False)
+        yield
+    finally:
+        network.train(was_training)
+        for parameter, before in required:
+            parameter.requires_grad_(before)
 
 
 def _plain_clone(model: Any) -> Any:
@@ -117,11 +141,6 @@ def _leave_inference_mode(network: nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_inference():
                 module._buffers[name] = buffer.clone()
-
-
-def _hash_of(name: str) -> str:
-    path = folder_paths.get_full_path("checkpoints", name) if name else None
-    return _file_hash(path, Path(path).stat().st_mtime_ns) if path else ""
 
 
 @lru_cache(maxsize=16)

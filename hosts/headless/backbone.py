@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .model import LATENT_SCALE, Model, run_unet
+from .text import TextEncoder
+from .text_training import HeadlessText
+from .unet_layout import PREFIX
 
 
 class HeadlessBackbone:
@@ -18,13 +21,14 @@ class HeadlessBackbone:
     (unmeasured here: there was no GPU).
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, clip: TextEncoder | None = None) -> None:
         facts = model.facts
         self._base = model.base
         self.module: nn.Module = model.base.weights.trainable(model.patches)
         self.family, self.prediction, self.schedule = facts.family, facts.prediction, facts.schedule
         self.device, self.dtype = model.base.device, model.base.dtype
-        self.base_name = model.base.name
+        self.base_name, self.base_path = model.base.name, model.base.path
+        self.text = None if clip is None else HeadlessText(clip)
 
     @property
     def base_hash(self) -> str:
@@ -48,9 +52,13 @@ class HeadlessBackbone:
         """diffusers' names are the module's own."""
         return {name: name for name, module in self._base.weights.module.named_modules() if hasattr(module, "weight")}
 
+    def checkpoint_names(self) -> Mapping[str, str]:
+        layout = self._base.layout
+        return {layout.to_diffusers(name): PREFIX + name for name in layout.parameters}
+
 
 @contextmanager
-def training(model: Model) -> Iterator[HeadlessBackbone]:
-    """Gradients on, for a network that is a twin of the model's: the model itself cannot be changed by training."""
+def training(model: Model, clip: TextEncoder | None = None) -> Iterator[HeadlessBackbone]:
+    """Gradients on, for networks that are twins of the model's and clip's: these cannot be changed by training."""
     with torch.inference_mode(False), torch.enable_grad():
-        yield HeadlessBackbone(model)
+        yield HeadlessBackbone(model, clip)

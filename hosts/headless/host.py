@@ -63,9 +63,13 @@ class HeadlessHost:
         return self._folders.directory(kind)
 
     def load_checkpoint(self, name: str) -> tuple[Any, Any, Any]:
+        from ...training.checkpoint_file import trained_metadata
         from .checkpoint import load_checkpoint
 
-        return load_checkpoint(self.path("checkpoints", name), name, self.device)
+        path = self.path("checkpoints", name)
+        model, clip, vae = load_checkpoint(path, name, self.device)
+        trained = trained_metadata(path)
+        return (model.with_patches((), trained) if trained else model), clip, vae
 
     def apply_lora(
         self, model: Any, clip: Any, state: Mapping[str, Tensor], strength: float, metadata: Mapping[str, str] | None
@@ -128,7 +132,7 @@ class HeadlessHost:
     def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:
         from .backbone import training
 
-        return training(model)
+        return training(model, clip)
 
     def progress(self, total: int, title: str) -> Progress:
         from .progress import TqdmProgress

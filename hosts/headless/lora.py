@@ -27,7 +27,7 @@ _SPELLINGS = (
     (re.compile(r"(.+)\.lora_linear_layer\.up\.weight"), ".lora_up.weight"),
 )
 """Other spellings of LoRA keys (peft, diffusers) and what kohya calls the same."""
-_READ = (".lora_down.weight", ".lora_up.weight", ".alpha", ".diff", ".diff_b", ".reshape_weight")
+_READ = (".lora_down.weight", ".lora_up.weight", ".alpha", ".diff", ".diff_b", ".reshape_weight", ".dora_scale")
 
 
 def read_lora(path: Path, name: str) -> dict[str, Tensor]:
@@ -123,7 +123,9 @@ def _layer_patches(
     if up is not None and down is not None:
         alpha = state.get(f"{layer}.alpha")
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
-        patches.append(Patch(f"{target}.weight", strength, up=up, down=down, scale=scale, shape=shape))
+        dora_scale = state.get(f"{layer}.dora_scale")
+        lora = {"up": up, "down": down, "scale": scale, "dora_scale": dora_scale}
+        patches.append(Patch(f"{target}.weight", strength, shape=shape, **lora))
     if f"{layer}.diff" in state:
         patches.append(Patch(f"{target}.weight", strength, difference=state[f"{layer}.diff"], shape=shape))
     if f"{layer}.diff_b" in state and module.get_submodule(target).bias is not None:

@@ -21,6 +21,7 @@ class Patch:
         up, down: delta = scale · (up @ down), reshaped to the weight's shape.
         scale: alpha / rank.
         shape: shape the weight is padded to with zeros before the delta is added, where a LoRA widens it.
+        dora_scale: of a DoRA, (out, 1, ...) or (1, in, ...): the patched weight is rescaled by it, see `_decomposed`.
     """
 
     target: str
@@ -30,6 +31,7 @@ class Patch:
     down: Tensor | None = None
     scale: float = 1.0
     shape: tuple[int, ...] | None = None
+    dora_scale: Tensor | None = None
 
     def apply(self, weight: Tensor) -> Tensor:
         """The patched weight, in float32 and its own memory."""
@@ -38,11 +40,23 @@ class Patch:
             delta = self.difference.to(weight)
         else:
             delta = torch.mm(self.up.to(weight).flatten(1), self.down.to(weight).flatten(1)) * self.scale
-        return weight + self.strength * delta.reshape(weight.shape)
+        delta = delta.reshape(weight.shape)
+        if self.dora_scale is not None:
+            delta = self._decomposed(weight, delta) - weight
+        return weight + self.strength * delta
+
+    def _decomposed(self, weight: Tensor, delta: Tensor) -> Tensor:
+        """dora_scale · (W + D)/norm as ComfyUI has it: |W| for each output, or |W + D| for each input channel."""
+        scale, changed = self.dora_scale.to(weight), weight + delta
+        if scale.shape[0] == weight.shape[0]:
+            norm = weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
+        else:
+            norm = changed.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *[1] * (weight.ndim - 2))
+        return changed * (scale / (norm + torch.finfo(weight.dtype).eps))
 
     def tensors(self) -> dict[str, Tensor]:
         """The patch's tensors under names that also tell target and strength, for digests."""
-        parts = {"difference": self.difference, "up": self.up, "down": self.down}
+        parts = {"difference": self.difference, "up": self.up, "down": self.down, "dora_scale": self.dora_scale}
         named = {f"{self.target}:{part}:{self.strength}:{self.scale}": value for part, value in parts.items()}
         return {name: value for name, value in named.items() if value is not None}
 

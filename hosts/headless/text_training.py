@@ -1,0 +1,62 @@
+"""Text encoders made ready for gradients: the port's TextBackbone."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from .text import TextEncoder
+from .weights import Weights
+
+
+class HeadlessText:
+    """The port's TextBackbone (`training.port`) around a twin of the encoders with their patches merged in.
+
+    Args:
+        clip: of any family; it cannot be changed by training.
+    """
+
+    def __init__(self, clip: TextEncoder) -> None:
+        module = clip.weights.trainable(clip.patches)
+        self._encoder = replace(clip, weights=Weights(module), patches=())
+        self._names = _names_by_prefix(clip)
+        self.modules: Mapping[str, nn.Module] = {
+            prefix: module.get_submodule(_tower(names, len(self._names))) for prefix, names in self._names.items()
+        }
+
+    def layer_names(self, prefix: str) -> Mapping[str, str]:
+        names = self._names[prefix]
+        outer = _tower(names, len(self._names))
+        return {path.removeprefix(f"{outer}.") if outer else path: name for path, name in names.items()}
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """As `TextEncoder.encode`, with gradients; a caption that occurs twice is encoded once."""
+        encode = inspect.unwrap(type(self._encoder).encode)  # without its no_grad
+        encoded = {caption: encode(self._encoder, caption)[0] for caption in dict.fromkeys(captions)}
+        contexts = [encoded[caption][0] for caption in captions]
+        pooled = [encoded[caption][1]["pooled_output"] for caption in captions]
+        length = math.lcm(*(context.shape[1] for context in contexts))
+        contexts = [context.repeat(1, length // context.shape[1], 1) for context in contexts]
+        return torch.cat(contexts), torch.cat(pooled)
+
+
+def _names_by_prefix(clip: TextEncoder) -> dict[str, dict[str, str]]:
+    """Prefix of keys in LoRA files -> path in the encoders' module -> dotted name, read off diffusers' spelling."""
+    first = "lora_te1" if clip.family == "SDXL" else "lora_te"
+    prefixes = {"text_encoder": first, "text_encoder_2": "lora_te2"}
+    found: dict[str, dict[str, str]] = {}
+    for spelling, path in clip.layer_names().items():
+        owner, _, name = spelling.partition(".")
+        if owner in prefixes:
+            found.setdefault(prefixes[owner], {})[path] = name
+    return found
+
+
+def _tower(names: Mapping[str, str], encoders: int) -> str:
+    """Path of one of several encoders in the module that holds them; "" where there is one."""
+    return next(iter(names)).partition(".")[0] if encoders > 1 else ""

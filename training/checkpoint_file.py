@@ -1,0 +1,197 @@
+"""Checkpoints with a trained network: the base checkpoint's file with the network's tensors replaced, streamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from ..files import written_whole
+from .port import Backbone
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_BLOCK = 1 << 22
+_STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", "format")
+_HEADER_LIMIT = 100_000_000
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """The table of contents of a safetensors file.
+
+    Args:
+        path: of the file.
+        entries: key -> {"dtype", "shape", "data_offsets"}, in the file's order.
+        metadata: of the file.
+        begin: where the tensors' bytes begin.
+    """
+
+    path: Path
+    entries: Mapping[str, Mapping[str, Any]]
+    metadata: Mapping[str, str]
+    begin: int
+
+
+def read_contents(path: Path) -> SafetensorsFile:
+    """The table of contents, without reading a tensor.
+
+    Raises:
+        ValueError: the file cannot be read, is cut short, or is no safetensors file.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= min(_HEADER_LIMIT, path.stat().st_size - 8):
+                raise ValueError("no header of a safetensors file")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if path.stat().st_size != 8 + length + end:
+            raise ValueError(f"{path.stat().st_size} bytes instead of {8 + length + end}")
+        return SafetensorsFile(path, header, metadata, 8 + length)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the checkpoint '{path.name}' cannot be read ({error}): it is cut short or not a safetensors file; copy"
+            " it again"
+        ) from error
+
+
+def trained_metadata(path: Path) -> dict[str, str]:
+    """Metadata of a checkpoint that was trained by Diff2Flow; empty for every other file, a broken one as well."""
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    try:
+        metadata = dict(read_contents(path).metadata)
+    except ValueError:
+        return {}
+    return metadata if "diff2flow.version" in metadata else {}
+
+
+def require_base(backbone: Backbone) -> None:
+    """Raises where the network cannot be saved as a checkpoint, before it is trained.
+
+    Raises:
+        ValueError: the base is unknown, no .safetensors file, or lacks a tensor of the network.
+    """
+    path, where = backbone.base_path, "preset full saves a whole checkpoint"
+    if path is None:
+        raise ValueError(
+            f"{where} and needs the file that the model came from, which is unknown here: load the model by Diff2Flow"
+            " Checkpoint Loader"
+        )
+    if path.suffix.lower() != ".safetensors":
+        raise ValueError(
+            f"{where} made from its base, which must be a .safetensors file, not '{path.name}'; convert it first"
+        )
+    contents = read_contents(path)
+    sizes = {name: parameter.numel() for name, parameter in backbone.module.named_parameters(remove_duplicate=False)}
+    names = backbone.checkpoint_names()
+    for name, size in sizes.items():
+        if name not in names or names[name] not in contents.entries:
+            raise ValueError(
+                f"{where} made from its base, but '{path.name}' has no tensor '{names.get(name, name)}': choose a full"
+                " checkpoint in the original Stable Diffusion layout"
+            )
+        if _count(contents.entries[names[name]]["shape"]) != size:
+            raise ValueError(f"the tensor '{names[name]}' of '{path.name}' has another size than the model's")
+
+
+def save_checkpoint(
+    path: Path,
+    base: Path,
+    trained: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    dtype: torch.dtype | None = None,
+) -> dict[str, str]:
+    """Writes a checkpoint, whole or not at all: the base's tensors, but for the trained ones; returns its metadata.
+
+    One tensor at a time is in memory. Shapes are the base's (a 1×1 convolution may be trained as a linear layer).
+
+    Args:
+        path: of the new file.
+        base: safetensors file; its metadata is kept where `metadata` says nothing else.
+        trained: key in the base -> tensor, on any device.
+        metadata: see `metadata.checkpoint_metadata`.
+        dtype: of the trained tensors in the file; None for those of the base. All others keep theirs.
+
+    Raises:
+        ValueError: the base cannot be read or lacks a key, or a trained tensor is not finite in its dtype.
+    """
+    contents = read_contents(base)
+    missing = [key for key in trained if key not in contents.entries]
+    if missing:
+        raise ValueError(f"the base checkpoint '{base.name}' has no tensor '{missing[0]}'")
+    kept = {key: value for key, value in contents.metadata.items() if key not in _STALE}
+    complete = {**kept, "format": "pt", **metadata}
+    entries = _new_entries(contents, trained, dtype)
+    header = json.dumps({"__metadata__": complete, **entries}, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    with written_whole(path) as temporary, open(temporary, "wb") as new, open(base, "rb") as old:
+        new.write(len(header).to_bytes(8, "little") + header)
+        for key, entry in contents.entries.items():
+            if key in trained:
+                _write_tensor(new, key, trained[key], _DTYPES[entries[key]["dtype"]])
+            else:
+                _copy(new, old, contents.begin + entry["data_offsets"][0], _length(entry))
+        new.flush()
+        os.fsync(new.fileno())
+    return complete
+
+
+def _new_entries(
+    contents: SafetensorsFile, trained: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> dict[str, dict[str, Any]]:
+    entries, offset = {}, 0
+    for key, entry in contents.entries.items():
+        name, length = entry["dtype"], _length(entry)
+        if key in trained:
+            if _count(entry["shape"]) != trained[key].numel():
+                raise ValueError(f"the trained tensor '{key}' has another size than in '{contents.path.name}'")
+            name = _NAMES[dtype] if dtype else name if name in _DTYPES else "F32"
+            length = trained[key].numel() * _DTYPES[name].itemsize
+        entries[key] = {"dtype": name, "shape": entry["shape"], "data_offsets": [offset, offset + length]}
+        offset += length
+    return entries
+
+
+def _write_tensor(file: IO[bytes], key: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    values = tensor.detach().to("cpu", dtype).contiguous()
+    if not torch.isfinite(values.float()).all():
+        raise ValueError(f"the trained tensor '{key}' is not finite in {dtype}; save in bf16 or fp32")
+    file.write(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+
+
+def _copy(new: IO[bytes], old: IO[bytes], begin: int, length: int) -> None:
+    old.seek(begin)
+    while length:
+        block = old.read(min(_BLOCK, length))
+        if not block:
+            raise ValueError("the base checkpoint became shorter while it was read")
+        new.write(block)
+        length -= len(block)
+
+
+def _length(entry: Mapping[str, Any]) -> int:
+    begin, end = entry["data_offsets"]
+    return end - begin
+
+
+def _count(shape: list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
