@@ -108,6 +108,9 @@ class Host(Protocol):
     def encode_image(self, vae: Any, image: Tensor) -> Tensor:
         """Latents (B, C, H/8, W/8) of an IMAGE (B, H, W, 3), in the autoencoder's own scale."""
 
+    def decode_image(self, vae: Any, latent: Tensor) -> Tensor:
+        """IMAGE (B, H, W, 3) of latents (B, C, h, w) in the autoencoder's own scale."""
+
     def fingerprint(self, thing: Any) -> str:
         """Hex digest that tells two CLIPs, VAEs or MODELs with different weights apart; cheap (samples the weights)."""
 

@@ -7,6 +7,7 @@ from .loading import Diff2FlowCheckpointLoader, Diff2FlowLoraLoader
 from .lora import Diff2FlowLoraConfig
 from .sampling import Diff2FlowModel, Diff2FlowSampler, Diff2FlowSigmas, Diff2FlowSolver
 from .training import Diff2FlowTrain
+from .training_options import Diff2FlowLossConfig, Diff2FlowOptimizerConfig, Diff2FlowTrainWatch
 
 NODES = {
     "Diff2Flow Checkpoint Loader": Diff2FlowCheckpointLoader,
@@ -18,6 +19,9 @@ NODES = {
     "Diff2Flow Image Dataset": Diff2FlowImageDataset,
     "Diff2Flow Images": Diff2FlowImages,
     "Diff2Flow LoRA Config": Diff2FlowLoraConfig,
+    "Diff2Flow Loss Config": Diff2FlowLossConfig,
+    "Diff2Flow Optimizer Config": Diff2FlowOptimizerConfig,
+    "Diff2Flow Train Watch": Diff2FlowTrainWatch,
     "Diff2Flow Train": Diff2FlowTrain,
 }
 

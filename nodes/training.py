@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ..hosts import current
-from ..training.finetune import DTYPES, LoraOutput, finetune
+from ..training.finetune import Job, Keeping, Watch, finetune
 from ..training.layers import LoraSettings
-from ..training.objective import OBJECTIVES, T_RANGES, WEIGHTINGS, ObjectiveSettings
+from ..training.objective import OBJECTIVES, ObjectiveSettings
 from ..training.plot import loss_plot
-from ..training.settings import PRECISIONS, TrainSettings
+from ..training.product import DTYPES, Output
+from ..training.run_folder import RESUME
+from ..training.settings import OptimizerSettings, TrainSettings
 from .errors import names_node
+from .training_options import WatchConfig
+from .widgets import choice, count, number, switch
 
 CATEGORY = "Diff2Flow/training"
+RUNS = "diff2flow"
+"""Folder of all runs, inside the output folder."""
 
 
 class Diff2FlowTrain:
@@ -36,13 +43,13 @@ class Diff2FlowTrain:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": _train_inputs(), "optional": _more_train_inputs()}
+        return {"required": _train_inputs(), "optional": {**_keeping_inputs(), **_linked_inputs()}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, output_name: str | None = None) -> bool | str:
         """Checked before anything is loaded; None where the input is linked."""
         try:
-            return output_name is None or bool(LoraOutput(current().folder("loras"), output_name))
+            return output_name is None or bool(Output(current().folder("loras"), output_name))
         except ValueError as error:
             return str(error)
 
@@ -58,28 +65,42 @@ class Diff2FlowTrain:
         learning_rate: float,
         seed: int,
         output_name: str,
-        t_range: str = "native",
-        weighting: str = "clamped",
-        warmup_steps: int = 0,
-        weight_decay: float = 0.01,
-        max_grad_norm: float = 1.0,
-        precision: str = "auto",
+        resume: str = "auto",
+        save_every: int = 250,
+        keep_states: int = 2,
         save_dtype: str = "fp16",
         recommended_steps: int = 25,
         recommended_cfg: float = 7.0,
+        memory_check: bool = True,
+        loss: ObjectiveSettings | None = None,
+        optimizer: OptimizerSettings | None = None,
+        watch: WatchConfig | None = None,
+        clip: Any = None,
     ) -> tuple[Any, str, Any]:
         host = current()
-        goal = ObjectiveSettings(objective, t_range, weighting)
-        optimizer = (warmup_steps, weight_decay, max_grad_norm, precision)
-        settings = TrainSettings(steps, batch_size, learning_rate, seed, goal, *optimizer)
-        output = LoraOutput(host.folder("loras"), output_name, save_dtype, recommended_steps, recommended_cfg)
+        goal = replace(loss or ObjectiveSettings(), name=objective)
+        settings = TrainSettings(steps, batch_size, learning_rate, seed, goal, optimizer or OptimizerSettings())
+        output = Output(host.folder("loras"), output_name, save_dtype, recommended_steps, recommended_cfg)
+        keeping = Keeping(host.folder("output") / RUNS, save_every, keep_states, resume, memory_check)
+        dataset, watched = _watched(dataset, watch, seed)
         host.facts(model)
-        with host.training(model) as backbone:
-            result = finetune(
-                backbone, dataset, lora, settings, output, host.progress(steps, f"Training {output_name}")
-            )
+        model_id = host.fingerprint(model)
+        progress = host.progress(steps, f"Training {output_name}")
+        with host.training(model, clip if lora.text_encoder else None) as backbone:
+            job = Job(backbone, dataset, lora, settings, output, keeping, watched, model_id)
+            result = finetune(job, progress)
         trained, _ = host.apply_lora(model, None, result.state, 1.0, result.metadata)
         return trained, result.name, loss_plot(result.losses, result.name)
+
+
+def _watched(dataset: Any, config: WatchConfig | None, seed: int) -> tuple[Any, Watch]:
+    """The dataset without what is held out of it, and what is watched."""
+    if config is None:
+        return dataset, Watch()
+    if not config.held_out_share:
+        return dataset, config.watch
+    dataset, held_out = dataset.split(config.held_out_share, seed)
+    return dataset, replace(config.watch, held_out=held_out)
 
 
 def _train_inputs() -> dict[str, Any]:
@@ -95,6 +116,7 @@ def _train_inputs() -> dict[str, Any]:
             {
                 "default": "diff2flow",
                 "tooltip": "What is minimised. diff2flow: the flow matching loss through the aligned network."
+                " flow_matching: the same without alignment, for comparison (needs Diff2Flow nodes to sample)."
                 " diffusion: the checkpoint's own eps or v loss, for comparison.",
             },
         ),
@@ -151,73 +173,60 @@ def _train_inputs() -> dict[str, Any]:
     }
 
 
-def _number(default: float, maximum: float, step: float, tooltip: str) -> tuple[str, dict[str, Any]]:
-    return ("FLOAT", {"default": default, "min": 0.0, "max": maximum, "step": step, "round": False, "tooltip": tooltip})
-
-
-def _more_train_inputs() -> dict[str, Any]:
+def _keeping_inputs() -> dict[str, Any]:
     return {
-        "t_range": (
-            list(T_RANGES),
-            {
-                "default": "native",
-                "tooltip": "Flow times that diff2flow trains. native: those the checkpoint knows (0.064 to 0.972 for"
-                " Stable Diffusion); sampling starts where it always did, in any sampler. full: all of 0 to 1;"
-                " sampling starts at pure noise (Diff2Flow nodes read that from the LoRA), which allows really dark"
-                " and bright images but takes more steps to learn.",
-            },
+        "resume": choice(
+            RESUME,
+            "auto",
+            "auto: a run of this name with the same settings goes on from its last saved state, also after a crash; on"
+            " the CPU it ends with the very same weights as if it had never stopped. new: always begins again.",
         ),
-        "weighting": (
-            list(WEIGHTINGS),
-            {
-                "default": "clamped",
-                "tooltip": "Weight of the velocity's error over time, for diff2flow. velocity: flow matching as in the"
-                " paper; for an eps checkpoint it weighs noisy images up to 244 times, so that one of them can own a"
-                " step. clamped: the same for flow times above 0.25, limited to 16 times below; nothing changes for v"
-                " checkpoints. eps: every time like the noise error that the checkpoint was trained on.",
-            },
+        "save_every": count(
+            250,
+            0,
+            1_000_000,
+            "Training steps between saved states (output/diff2flow/<output_name>); a crash loses at most these. 0:"
+            " saves only at the end, at Cancel and at an error.",
         ),
-        "warmup_steps": (
-            "INT",
-            {
-                "default": 0,
-                "min": 0,
-                "max": 1_000_000,
-                "tooltip": "Steps in which the learning rate rises from 0; 0 to 100.",
-            },
+        "keep_states": count(
+            2, 1, 1000, "How many saved states are kept, the newest; each holds weights and optimizer."
         ),
-        "weight_decay": _number(
-            0.01, 10.0, 0.001, "Weight decay of AdamW, without unit; 0 to 0.1. Pulls towards the base."
+        "save_dtype": choice(
+            tuple(DTYPES), "fp16", "Number format of the saved LoRA. fp16 halves the file and is what others use."
         ),
-        "max_grad_norm": _number(
-            1.0, 1000.0, 0.1, "The gradient's norm is clipped to this; 1 is usual, 0 does not clip."
+        "recommended_steps": count(
+            25,
+            1,
+            1000,
+            "Sampling steps written into the LoRA for whoever loads it; 20 to 30 without reflow. Has no effect on"
+            " training.",
         ),
-        "precision": (
-            list(PRECISIONS),
-            {
-                "default": "auto",
-                "tooltip": "Number format of the network's products while training; LoRA weights are always float32."
-                " auto: bf16 on GPUs that have it, else fp16; the checkpoint's own on the CPU.",
-            },
-        ),
-        "save_dtype": (
-            list(DTYPES),
-            {
-                "default": "fp16",
-                "tooltip": "Number format of the saved LoRA. fp16 halves the file and is what others use.",
-            },
-        ),
-        "recommended_steps": (
-            "INT",
-            {
-                "default": 25,
-                "min": 1,
-                "max": 1000,
-                "tooltip": "Sampling steps written into the LoRA for whoever loads it; 20 to 30 without reflow. Has no"
-                " effect on training.",
-            },
-        ),
-        "recommended_cfg": _number(
+        "recommended_cfg": number(
             7.0, 100.0, 0.1, "CFG written into the LoRA for whoever loads it; 4 to 8 without reflow."
+        ),
+        "memory_check": switch(
+            True, "Estimates the memory before the first step and says what to change where it does not fit."
+        ),
+    }
+
+
+def _linked_inputs() -> dict[str, Any]:
+    return {
+        "loss": ("D2F_LOSS", {"default": None, "tooltip": "From Diff2Flow Loss Config; its defaults without it."}),
+        "optimizer": (
+            "D2F_OPTIMIZER",
+            {"default": None, "tooltip": "From Diff2Flow Optimizer Config; its defaults without it."},
+        ),
+        "watch": (
+            "D2F_WATCH",
+            {"default": None, "tooltip": "From Diff2Flow Train Watch: samples and validation while training."},
+        ),
+        "clip": (
+            "CLIP",
+            {
+                "default": None,
+                "tooltip": "Only where LoRA Config trains the text encoder: the CLIP of the checkpoint. Load the LoRA"
+                " with a LoRA loader to use the trained text encoder.",
+            },
         ),
     }

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from diff2flow_nodes.tests.training_fakes import SilentProgress, TinyBackbone, TinyNetwork, tiny_dataset
+from diff2flow_nodes.tests.training_fakes import SilentProgress, TinyBackbone, TinyNetwork, tiny_dataset, tiny_job
 from diff2flow_nodes.training import draws
+from diff2flow_nodes.training.finetune import finetune
 from diff2flow_nodes.training.layers import GROUPS, LoraSettings
-from diff2flow_nodes.training.loop import NonFiniteError, train
-from diff2flow_nodes.training.objective import ObjectiveSettings
-from diff2flow_nodes.training.settings import TrainSettings
+from diff2flow_nodes.training.lora_file import load_lora
+from diff2flow_nodes.training.loop import NonFiniteError
+from diff2flow_nodes.training.objective import OBJECTIVES, ObjectiveSettings
+from diff2flow_nodes.training.settings import OptimizerSettings, TrainSettings
 
 LORA = LoraSettings(groups=GROUPS, rank=8, alpha=8.0, ends_in_full=True)
 
@@ -17,40 +19,39 @@ class Interrupted(BaseException):
     """As ComfyUI's newer InterruptProcessingException: no Exception."""
 
 
-def _train(folder, backbone=None, lora=LORA, progress=None, **settings):
-    """What was saved: (state, losses), [] if nothing was."""
-    saved = []
-    backbone = backbone or TinyBackbone()
-    settings = TrainSettings(**{"steps": 5, "batch_size": 4, "learning_rate": 1e-2, **settings})
+def _train(folder, backbone=None, lora=LORA, progress=None, **options):
+    return finetune(tiny_job(folder, backbone, lora, **options), progress or SilentProgress())
 
-    def save(adapters, losses):
-        saved.append((adapters.state(), list(losses)))
 
-    try:
-        train(backbone, tiny_dataset(folder), lora, settings, progress or SilentProgress(), save)
-    except BaseException as error:
-        error.saved = saved
-        raise
-    return saved
+def _saved(folder):
+    """State and number of steps of the one LoRA that was saved; None if there is none."""
+    files = list((folder / "loras").iterdir())
+    if not files:
+        return None
+    [file] = files
+    state, metadata = load_lora(file)
+    return state, int(metadata["ss_steps"])
+
+
+def _equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("objective", ["diff2flow", "diffusion"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_loss_falls_on_three_images(tmp_path, prediction, objective):
     backbone = TinyBackbone(prediction)
-    [(_, losses)] = _train(tmp_path, backbone, steps=80, batch_size=8, objective=ObjectiveSettings(objective))
+    losses = _train(tmp_path, backbone, steps=80, batch_size=8, objective=ObjectiveSettings(objective)).losses
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
     assert set(backbone.batch_sizes) == {8} and len(backbone.batch_sizes) == 80
 
 
 def test_the_same_seed_trains_the_same_lora_to_the_bit(tmp_path):
     torch.manual_seed(1)
-    [(one, losses)] = _train(tmp_path / "a", seed=3)
+    one = _train(tmp_path / "a", seed=3)
     torch.manual_seed(2)
-    [(two, again)] = _train(tmp_path / "b", seed=3)
-    [(three, _)] = _train(tmp_path / "c", seed=4)
-    assert losses == again and all(torch.equal(one[key], two[key]) for key in one)
-    assert any(not torch.equal(one[key], three[key]) for key in one)
+    two, three = _train(tmp_path / "b", seed=3), _train(tmp_path / "c", seed=4)
+    assert one.losses == two.losses and _equal(one.state, two.state) and not _equal(one.state, three.state)
 
 
 def test_the_network_is_afterwards_what_it_was(tmp_path):
@@ -65,20 +66,16 @@ def test_the_network_is_afterwards_what_it_was(tmp_path):
 
 
 def test_it_trains_inside_inference_mode(tmp_path):
-    backbone = TinyBackbone()
     with torch.inference_mode():
-        [(_, losses)] = _train(tmp_path, backbone)
-    assert len(losses) == 5
+        assert len(_train(tmp_path).losses) == 5
 
 
 @pytest.mark.parametrize("error", [Interrupted(), KeyboardInterrupt(), torch.OutOfMemoryError("CUDA out of memory")])
 def test_an_interruption_saves_what_is_done_and_goes_on(tmp_path, error):
-    with pytest.raises(type(error)) as caught:
+    with pytest.raises(type(error)):
         _train(tmp_path / "a", progress=SilentProgress(3, error))
-    [(state, losses)] = caught.value.saved
-    [(until, expected)] = _train(tmp_path / "b", steps=3)
-    assert losses[:3] == expected and len(losses) == 3
-    assert all(torch.equal(state[key], until[key]) for key in until)
+    state, steps = _saved(tmp_path / "a")
+    assert steps == 3 and _equal(state, _train(tmp_path / "b", steps=3).state)
 
 
 def test_an_error_in_the_network_saves_the_step_before_it(tmp_path):
@@ -88,16 +85,15 @@ def test_an_error_in_the_network_saves_the_step_before_it(tmp_path):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().__call__(*args)
 
-    with pytest.raises(torch.OutOfMemoryError) as caught:
-        _train(tmp_path, Failing())
-    [(_, losses)] = caught.value.saved
-    assert len(losses) == 3
+    with pytest.raises(torch.OutOfMemoryError):
+        _train(tmp_path, Failing(), keeping={"memory_check": False})
+    assert _saved(tmp_path)[1] == 3
 
 
 def test_an_interruption_before_the_first_step_saves_nothing(tmp_path):
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(Interrupted):
         _train(tmp_path, progress=SilentProgress(0, Interrupted()))
-    assert caught.value.saved == []
+    assert _saved(tmp_path) is None
 
 
 class Exploding(TinyBackbone):
@@ -118,36 +114,36 @@ class Exploding(TinyBackbone):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("at", [0, 2, 4])
-def test_what_is_not_finite_stops_at_its_step_with_the_weights_before_it(tmp_path, what, at):
-    with pytest.raises(NonFiniteError, match=rf"{what} became nan.* at step {at + 1} of 5") as caught:
-        _train(tmp_path / "a", Exploding(at, what))
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_what_is_not_finite_stops_at_its_step_with_the_weights_before_it(tmp_path, what, at, ema):
+    options = {"optimizer": OptimizerSettings(ema=ema), "keeping": {"memory_check": False}}
+    with pytest.raises(NonFiniteError, match=rf"{what} became nan.* at step {at + 1} of 5"):
+        _train(tmp_path / "a", Exploding(at, what), **options)
     if at == 0:
-        assert caught.value.saved == []
+        assert _saved(tmp_path / "a") is None
         return
-    [(state, losses)] = caught.value.saved
-    [(good, expected)] = _train(tmp_path / "b", steps=at)
-    assert losses == expected and all(torch.equal(state[key], good[key]) for key in good)
+    state, steps = _saved(tmp_path / "a")
+    assert steps == at and _equal(state, _train(tmp_path / "b", steps=at, **options).state)
 
 
 def test_progress_is_told_of_every_step(tmp_path):
     progress = SilentProgress()
     _train(tmp_path, progress=progress, steps=4)
-    assert [done for done, _ in progress.updates] == [0, 1, 2, 3, 4]
+    assert [done for done, _ in progress.updates] == [0, 1, 2, 3, 4] and progress.closed
     assert "M parameters" in progress.updates[0][1]
     assert "loss" in progress.updates[-1][1] and "it/s" in progress.updates[-1][1]
 
 
 def test_a_dataset_of_another_model_is_refused(tmp_path):
-    settings, nothing = TrainSettings(steps=1), SilentProgress()
     with pytest.raises(ValueError, match="text embeddings are 8 wide, the model takes 6"):
-        train(TinyBackbone(), tiny_dataset(tmp_path / "a", width=8), LORA, settings, nothing, lambda *_: None)
+        _train(tmp_path / "a", dataset=tiny_dataset(tmp_path / "x", width=8))
     with pytest.raises(ValueError, match="takes 4 input channels, the dataset's latents have 16"):
-        train(TinyBackbone(), tiny_dataset(tmp_path / "b", channels=16), LORA, settings, nothing, lambda *_: None)
+        _train(tmp_path / "b", dataset=tiny_dataset(tmp_path / "y", channels=16))
 
 
 def test_half_precision_cast_trains(tmp_path):
-    [(state, losses)] = _train(tmp_path, precision="bf16", steps=3)
-    assert len(losses) == 3 and all(torch.isfinite(value).all() for value in state.values())
+    result = _train(tmp_path, optimizer=OptimizerSettings(precision="bf16"), steps=3)
+    assert len(result.losses) == 3 and all(torch.isfinite(value).all() for value in result.state.values())
 
 
 @pytest.mark.parametrize(
@@ -157,8 +153,7 @@ def test_half_precision_cast_trains(tmp_path):
         ({"batch_size": 0}, "batch_size"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"max_grad_norm": -1.0}, "max_grad_norm"),
-        ({"precision": "fp8"}, "precision"),
+        ({"batch_size": 3, "optimizer": OptimizerSettings(accumulation=2)}, "multiple of accumulation"),
     ],
 )
 def test_bad_settings_are_named(values, message):
@@ -166,9 +161,20 @@ def test_bad_settings_are_named(values, message):
         TrainSettings(**{"steps": 1, **values})
 
 
-def test_warm_up_rises_to_the_rate_and_stays():
-    settings = TrainSettings(steps=10, learning_rate=1.0, warmup_steps=4)
-    assert [settings.learning_rate_at(step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_grad_norm": -1.0}, "max_grad_norm"),
+        ({"precision": "fp8"}, "precision"),
+        ({"name": "sgd"}, "optimizer must be one of adamw"),
+        ({"schedule": "step"}, "schedule"),
+        ({"ema": 1.0}, "ema must be from 0 to below 1"),
+        ({"accumulation": 0}, "accumulation"),
+    ],
+)
+def test_bad_optimizer_settings_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerSettings(**values)
 
 
 def test_every_item_is_seen_once_an_epoch_and_batches_are_a_function_of_seed_and_step():

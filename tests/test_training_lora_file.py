@@ -8,13 +8,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from diff2flow_nodes.tests.training_fakes import SilentProgress, TinyBackbone, tiny_dataset
-from diff2flow_nodes.training.finetune import LoraOutput, finetune
+from diff2flow_nodes.tests.training_fakes import SilentProgress, TinyBackbone, tiny_job
+from diff2flow_nodes.training.finetune import finetune
 from diff2flow_nodes.training.layers import PRESETS, LoraSettings
 from diff2flow_nodes.training.loop import NonFiniteError
 from diff2flow_nodes.training.lora_file import free_path, load_lora, read_metadata, save_lora
 from diff2flow_nodes.training.objective import ObjectiveSettings
-from diff2flow_nodes.training.settings import TrainSettings
 
 STATE = {
     "lora_unet_mid.lora_down.weight": torch.ones(2, 4),
@@ -24,16 +23,9 @@ STATE = {
 
 
 def _finetune(tmp_path, backbone=None, lora=None, name="style", progress=None, **settings):
-    loras = tmp_path / "loras"
-    loras.mkdir(exist_ok=True)
-    return finetune(
-        backbone or TinyBackbone(),
-        tiny_dataset(tmp_path / "data"),
-        lora or LoraSettings(rank=4, alpha=4.0),
-        TrainSettings(**{"steps": 3, "batch_size": 2, "learning_rate": 1e-3, **settings}),
-        LoraOutput(loras, name, recommended_steps=12, recommended_cfg=4.5),
-        progress or SilentProgress(),
-    )
+    values = {"steps": 3, "batch_size": 2, "learning_rate": 1e-3, **settings}
+    job = tiny_job(tmp_path, backbone, lora, name=name, keeping={"resume": "new"}, **values)
+    return finetune(job, progress or SilentProgress())
 
 
 def test_the_file_holds_the_returned_tensors_and_metadata(tmp_path):

@@ -154,7 +154,11 @@ def test_zero_terminal_snr_changes_the_schedule_and_is_refused_for_eps():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"caption_dropout": 1.5}, "caption_dropout"), ({"delta": 0.0}, "delta"), ({"logit_spread": -1.0}, "logit_spread")],
+    [
+        ({"caption_dropout": 1.5}, "caption_dropout"),
+        ({"delta": 0.0}, "delta"),
+        ({"logit_spread": -1.0}, "logit_spread"),
+    ],
 )
 def test_numbers_out_of_range_are_named(values, message):
     with pytest.raises(ValueError, match=message):

@@ -14,6 +14,10 @@ from diff2flow_nodes.alignment import NoiseSchedule
 from diff2flow_nodes.files import confined
 from diff2flow_nodes.hosts import HostError, ModelFacts
 from diff2flow_nodes.training.dataset import Item, LatentDataset, context_key
+from diff2flow_nodes.training.finetune import Job, Keeping, Watch
+from diff2flow_nodes.training.layers import LoraSettings
+from diff2flow_nodes.training.product import Output
+from diff2flow_nodes.training.settings import TrainSettings
 from diff2flow_nodes.training.shards import ShardStore
 
 CONTEXT_WIDTH = 6
@@ -93,6 +97,10 @@ class TinyBackbone:
     def layer_names(self) -> Mapping[str, str]:
         return FILE_NAMES
 
+    @contextmanager
+    def sampled(self) -> Any:
+        yield self
+
     def checkpoint_names(self) -> Mapping[str, str]:
         names = [name for name, _ in self.module.named_parameters()]
         return {name: f"model.diffusion_model.{name}" for name in names}
@@ -123,6 +131,7 @@ class SilentProgress:
 
     def __init__(self, raise_at: int | None = None, error: BaseException | None = None) -> None:
         self.updates: list[tuple[int, str]] = []
+        self.events: list[Mapping[str, Any]] = []
         self.closed = False
         self._raise_at, self._error = raise_at, error
 
@@ -130,6 +139,9 @@ class SilentProgress:
         self.updates.append((done, text))
         if done == self._raise_at and self._error is not None:
             raise self._error
+
+    def event(self, entry: Mapping[str, Any]) -> None:
+        self.events.append(entry)
 
     def close(self) -> None:
         self.closed = True
@@ -149,6 +161,30 @@ def tiny_dataset(folder: Path, count: int = 3, channels: int = 4, width: int = C
     latents.flush()
     texts.flush()
     return LatentDataset("drawings", tuple(items), latents, texts)
+
+
+def tiny_job(
+    folder: Path,
+    backbone: Any = None,
+    lora: LoraSettings | None = None,
+    dataset: LatentDataset | None = None,
+    name: str = "style",
+    watch: Watch | None = None,
+    keeping: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Job:
+    """A finetuning of the small network, everything of it in `folder`."""
+    loras = folder / "loras"
+    loras.mkdir(exist_ok=True, parents=True)
+    return Job(
+        backbone or TinyBackbone(),
+        dataset or tiny_dataset(folder / "data"),
+        lora or LoraSettings(rank=4, alpha=4.0),
+        TrainSettings(**{"steps": 5, "batch_size": 4, "learning_rate": 1e-2, **settings}),
+        Output(loras, name, "fp32", recommended_steps=12, recommended_cfg=4.5),
+        Keeping(folder / "runs", **{"save_every": 0, **(keeping or {})}),
+        watch or Watch(),
+    )
 
 
 class FakeHost:

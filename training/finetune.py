@@ -21,10 +21,10 @@ from .dataset import LatentDataset
 from .fit import require_fit
 from .layers import LoraSettings
 from .loop import Loop, StepReport
-from .metadata import Run, lora_metadata
 from .memory import estimate, require_room
+from .metadata import Run, lora_metadata
 from .parallel import Processes, joined
-from .port import Backbone, Progress
+from .port import Backbone, Progress, TextBackbone
 from .product import DTYPES, Finetuned, Output, save_product
 from .record import LOG, Events, JsonLines, Sink, TensorBoard
 from .run_folder import RunFolder, open_run
@@ -35,8 +35,8 @@ from .validation import Validation
 _LOG = logging.getLogger(__name__)
 _RECENT = 20
 
-Draw = Callable[[Any, FlowParameterization], "list[tuple[str, Tensor]]"]
-"""Samples of a MODEL along a flow: pairs of a short title and an IMAGE (B, H, W, 3)."""
+Draw = Callable[[Any, FlowParameterization, "TextBackbone | None"], "list[tuple[str, Tensor]]"]
+"""Samples of a MODEL along a flow, with the text encoders in training: pairs of a short title and an IMAGE."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,8 @@ class _Session:
         objective, watch = self._loop.objective, self._job.watch
         flow = FlowParameterization(objective.alignment, objective.start)
         with self._loop.product_in_place(), torch.no_grad(), self._job.backbone.sampled() as model:
-            pictures = watch.draw(model, flow) if watch.draw else []
+            text = self._job.backbone.text if self._adapters.trains_text else None
+            pictures = watch.draw(model, flow, text) if watch.draw else []
         saved, preview = save_samples(self._folder.path / "samples", step, pictures)
         self._add({"kind": "samples", "step": step, "files": [path.name for path in saved]})
         self._progress.update(step, "samples saved", preview)

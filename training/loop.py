@@ -252,7 +252,7 @@ class Loop:
 
 
 def conditioned(backbone: Backbone, batch: Batch, live_text: bool = False) -> dict[str, Tensor]:
-    """What the network takes beside x and tau, for a batch; with `live_text` encoded now, by the encoder in training."""
+    """What the network takes beside x and tau; with `live_text` the captions are encoded now, by encoders in training."""
     device = backbone.device
     if live_text:
         context, pooled = backbone.text.encode(batch.captions)

@@ -1,4 +1,4 @@
-"""What is minimised: the Diff2Flow loss (Algorithm 1), naive flow matching and the diffusion loss, on the same draws."""
+"""What is minimised: the Diff2Flow loss (Algorithm 1), naive flow matching or the diffusion loss, on the same draws."""
 
 from __future__ import annotations
 

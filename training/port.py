@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,6 +83,9 @@ class Backbone(Protocol):
         SD1 and SD2: diffusers' names ("down_blocks.0.attentions.0.proj_in"); SDXL: SGM's ("input_blocks.4.1.proj_in").
         """
 
+    def sampled(self) -> AbstractContextManager[Any]:
+        """A MODEL of the host that samples through `module` as it is now; training goes on when the context ends."""
+
     def checkpoint_names(self) -> Mapping[str, str]:
         """Dotted parameter path in `module` -> key in the checkpoint ("model.diffusion_model.out.2.weight")."""
 
@@ -91,6 +95,9 @@ class Progress(Protocol):
 
     def update(self, done: int, text: str = "", preview: Any = None) -> None:
         """Shows `done` of the total, a short text, and where the host can, a preview (PIL image)."""
+
+    def event(self, entry: Mapping[str, Any]) -> None:
+        """Tells the page, where there is one, what happened: {"kind": "step", "step": 12, "loss": 0.1, ...}."""
 
     def close(self) -> None:
         """Ends the bar."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .lora_file import SUFFIX, free_path, save_lora
+from .lora_file import free_path, save_lora
 from .metadata import Run, lora_metadata
 from .run_folder import RunFolder
 

@@ -19,6 +19,12 @@ def encode_image(vae: Any, image: Tensor) -> Tensor:
     return vae.encode(image[:, :, :, :3])
 
 
+def decode_image(vae: Any, latent: Tensor) -> Tensor:
+    """IMAGE of latents, as VAEDecode makes it."""
+    image = vae.decode(latent)
+    return image.reshape(-1, *image.shape[-3:])
+
+
 def fingerprint(thing: Any) -> str:
     """Digest of a MODEL, CLIP or VAE from samples of its weights and patches."""
     patcher = getattr(thing, "patcher", thing)

@@ -68,6 +68,9 @@ class ComfyHost:
     def encode_image(self, vae: Any, image: Tensor) -> Tensor:
         return encoders.encode_image(vae, image)
 
+    def decode_image(self, vae: Any, latent: Tensor) -> Tensor:
+        return encoders.decode_image(vae, latent)
+
     def fingerprint(self, thing: Any) -> str:
         return encoders.fingerprint(thing)
 

@@ -27,7 +27,7 @@ class ComfyBackbone:
 
     def __init__(self, patcher: Any, text: ComfyText | None = None) -> None:
         facts = models.facts(patcher)
-        self._base = patcher.model
+        self._patcher, self._base = patcher, patcher.model
         self.module: nn.Module = patcher.model.diffusion_model
         self.family, self.prediction, self.schedule = facts.family, facts.prediction, facts.schedule
         self.device = patcher.load_device
@@ -70,6 +70,18 @@ class ComfyBackbone:
             v.removesuffix(".weight"): k.removesuffix(".weight") for k, v in to_own.items() if k.endswith(".weight")
         }
         return {name: diffusers[name] for name in own if name in diffusers}
+
+    @contextmanager
+    def sampled(self) -> Iterator[Any]:
+        """The patcher itself: its network is the one in training. Sampling and decoding may move it away and back."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            yield self._patcher
+        finally:
+            self.module.train(was_training)
+            patchers = [self._patcher] if self.text is None else [self._patcher, self.text.patcher]
+            comfy.model_management.load_models_gpu(patchers, force_full_load=True)
 
     def checkpoint_names(self) -> Mapping[str, str]:
         """The checkpoint's names are the module's own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from .model import LATENT_SCALE, Model, run_unet
 from .text import TextEncoder
 from .text_training import HeadlessText
 from .unet_layout import PREFIX
+from .weights import Weights
 
 
 class HeadlessBackbone:
@@ -51,6 +53,16 @@ class HeadlessBackbone:
     def layer_names(self) -> Mapping[str, str]:
         """diffusers' names are the module's own."""
         return {name: name for name, module in self._base.weights.module.named_modules() if hasattr(module, "weight")}
+
+    @contextmanager
+    def sampled(self) -> Iterator[Model]:
+        """A model whose network is the one in training."""
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            yield Model(replace(self._base, weights=Weights(self.module)))
+        finally:
+            self.module.train(was_training)
 
     def checkpoint_names(self) -> Mapping[str, str]:
         layout = self._base.layout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -17,6 +18,9 @@ class TqdmProgress:
         """Moves the bar to `done`, with a short text behind it. Ctrl-C interrupts by itself."""
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(done - self._bar.n)
+
+    def event(self, entry: Mapping[str, Any]) -> None:
+        """There is no page."""
 
     def close(self) -> None:
         """Ends the bar, its last state stays on the screen."""

@@ -1,0 +1,44 @@
+"""Input declarations that several nodes share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Widget = tuple[Any, dict[str, Any]]
+
+
+def number(default: float, maximum: float, step: float, tooltip: str, minimum: float = 0.0) -> Widget:
+    """A FLOAT that is not rounded."""
+    return (
+        "FLOAT",
+        {"default": default, "min": minimum, "max": maximum, "step": step, "round": False, "tooltip": tooltip},
+    )
+
+
+def count(default: int, minimum: int, maximum: int, tooltip: str) -> Widget:
+    """An INT."""
+    return ("INT", {"default": default, "min": minimum, "max": maximum, "tooltip": tooltip})
+
+
+def choice(names: Sequence[str], default: str, tooltip: str) -> Widget:
+    """One of several names."""
+    return (list(names), {"default": default, "tooltip": tooltip})
+
+
+def switch(default: bool, tooltip: str) -> Widget:
+    """On or off."""
+    return ("BOOLEAN", {"default": default, "tooltip": tooltip})
+
+
+def text(default: str, tooltip: str, multiline: bool = False) -> Widget:
+    """A STRING."""
+    return ("STRING", {"default": default, "multiline": multiline, "tooltip": tooltip})
+
+
+def seed(tooltip: str) -> Widget:
+    """A seed that stays as it is."""
+    return (
+        "INT",
+        {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": False, "tooltip": tooltip},
+    )
