@@ -185,7 +185,7 @@ def _folder_input() -> tuple[str, dict[str, Any]]:
             "default": "my_images",
             "tooltip": "A folder inside ComfyUI's input folder, by name ('my_images', 'styles/ink'): png, jpg, webp,"
             " bmp or tiff, 10 to 100 for a style. The caption of ink.png is ink.txt (or ink.caption) beside it."
-            " Subfolders called N_name as in kohya's trainer (10_ink) are read with N repeats; other subfolders are not read."
+            " Subfolders called N_name as in kohya's trainer (10_ink) are read with N repeats; others are not read."
             " Transparency is laid on white.",
         },
     )
