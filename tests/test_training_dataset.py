@@ -18,7 +18,7 @@ from diff2flow_nodes.training.encoding import Encoders
 from diff2flow_nodes.training.folders import folder_state
 from diff2flow_nodes.training.image_batch import BatchSettings, batch_dataset
 from diff2flow_nodes.training.image_folder import FolderSettings, image_dataset
-from diff2flow_nodes.training.images import read_image
+from diff2flow_nodes.training.images import image_facts, read_image
 from diff2flow_nodes.training.shards import ShardStore, Stores
 
 
@@ -241,6 +241,16 @@ def test_crops_are_those_of_the_scaled_image(tmp_path):
     long = Image.new("L", (1, 20_000), 200)
     long.save(tmp_path / "long.png")
     assert read_image(tmp_path / "long.png", 512, 512).shape == (1, 512, 512, 3)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (40, 20)), (3, (40, 20)), (6, (20, 40)), (8, (20, 40))])
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_the_original_size_is_that_of_the_turned_image(tmp_path, orientation, size, ending):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 20)).save(tmp_path / f"a.{ending}", exif=exif)
+    facts = image_facts(tmp_path / f"a.{ending}")
+    assert (facts.width, facts.height) == size and not facts.transparent
 
 
 def _write(path, size=(32, 32), colour=(90, 20, 10), caption=None, mode="RGB"):

@@ -192,7 +192,7 @@ def test_every_input_is_explained_and_defaults_agree(node):
     for name, (_, options) in inputs.items():
         assert len(options["tooltip"]) > 20, name
         if name in declared.get("optional", {}):
-            assert options["default"] == parameters[name].default, name
+            assert options.get("default") == parameters[name].default, name
     assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)
     assert node.CATEGORY == "Diff2Flow/training" and node.DESCRIPTION
 
