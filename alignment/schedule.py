@@ -135,6 +135,21 @@ class NoiseSchedule:
         values = tuple(((alpha - alphas[-1]) * scale) ** 2 for alpha in alphas)
         return NoiseSchedule("vp", values, f"zero_terminal_snr({self.name})")
 
+    def switched(self, zero_terminal_snr: str) -> "NoiseSchedule":
+        """Return the schedule with zero terminal SNR "on", "off" (a rescaled one becomes SD's plain one), or "auto": as
+        it is.
+
+        Raises:
+            ValueError: another word, or "on" for a VE schedule.
+        """
+        if zero_terminal_snr not in ("auto", "on", "off"):
+            raise ValueError(f"zero_terminal_snr must be auto, on or off, got {zero_terminal_snr!r}")
+        if zero_terminal_snr == "on":
+            return self.zero_terminal_snr()
+        if zero_terminal_snr == "off" and self.is_zero_terminal_snr:
+            return NoiseSchedule.scaled_linear()
+        return self
+
     @property
     def steps(self) -> int:
         """T, the number of integer timesteps."""

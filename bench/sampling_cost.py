@@ -1,6 +1,6 @@
 """What sampling costs over the bare network calls, in ComfyUI: ours and the stock KSampler, in one interleaved run.
 
-    COMFYUI_DIR=path/to/ComfyUI path/to/its/python bench/sampling_cost.py CHECKPOINT.safetensors [ROUNDS STEPS] > cost.json
+    COMFYUI_DIR=path/to/ComfyUI path/to/its/python bench/sampling_cost.py CHECKPOINT [ROUNDS STEPS] > cost.json
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZES = ((1, 16), (4, 8))
 
 
 def measure(model: Any, positive: Any, negative: Any, batch: int, side: int, rounds: int, steps: int) -> dict[str, Any]:
-    """Median seconds of each way over interleaved rounds, and the median of its ratios to the bare calls."""
+    """Median CPU seconds of each way over interleaved rounds, and the median of its ratios to the bare calls."""
     latent = {"samples": torch.zeros(batch, 4, side, side)}
     network = model.model.diffusion_model
     x = torch.randn(2 * batch, 4, side, side)
@@ -52,15 +52,15 @@ def measure(model: Any, positive: Any, negative: Any, batch: int, side: int, rou
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(rounds + 1):
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = time.process_time()
             way()
             if round_number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.process_time() - began)
     ratios = {name: [t / b for t, b in zip(taken, seconds["bare"], strict=True)] for name, taken in seconds.items()}
     return {
         "batch": batch,
         "latent": side,
-        "median_seconds": {name: statistics.median(taken) for name, taken in seconds.items()},
+        "median_cpu_seconds": {name: statistics.median(taken) for name, taken in seconds.items()},
         "median_ratio": {name: statistics.median(found) for name, found in ratios.items()},
         "ratio_quartiles": {name: statistics.quantiles(found, n=4) for name, found in ratios.items()},
     }

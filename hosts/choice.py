@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..alignment import Alignment, NoiseSchedule
+from ..alignment import Alignment, NaiveFlow
 from ..samplers.parameterization import STARTS, FlowParameterization
 from .port import HostError, ModelFacts
 
@@ -24,8 +24,10 @@ def choose_flow(
 
     Args:
         facts: what the model is.
-        prediction: "eps", "v", or "auto" for what the host samples it with.
-        zero_terminal_snr: "on" rescales the schedule, "off" undoes a rescaled one, "auto" leaves it.
+        prediction: "eps", "v", or "auto" for what the host samples it with (the velocity itself, unaligned, if the last
+            LoRA applied was trained by plain flow matching).
+        zero_terminal_snr: "on" rescales the schedule, "off" undoes a rescaled one, "auto": "on" if the last LoRA
+            applied was trained so, else as it is.
         start: "noise", "terminal", or "auto": "noise" if a LoRA trained over all of [0, 1] is applied.
         shift: time shift of the default grid, > 0.
 
@@ -34,7 +36,12 @@ def choose_flow(
         ValueError: shift not above 0.
     """
     chosen = facts.prediction if prediction == "auto" else prediction
-    schedule = _schedule(facts, zero_terminal_snr)
+    trained = facts.loras[-1] if facts.loras else {}
+    if zero_terminal_snr == "auto" and trained.get("diff2flow.zero_terminal_snr") == "true":
+        zero_terminal_snr = "on"
+    schedule = facts.schedule.switched(zero_terminal_snr)
+    if prediction == "auto" and trained.get("diff2flow.objective") == "flow_matching":
+        return FlowParameterization(NaiveFlow(schedule), _start(facts, start), shift)
     if chosen == "eps" and schedule.is_zero_terminal_snr:
         raise HostError(
             "prediction 'eps' cannot be combined with a zero-terminal-SNR schedule (its velocity at the start is"
@@ -48,14 +55,6 @@ def flow_of(facts: ModelFacts, start: str = "auto") -> FlowParameterization:
     if facts.flow is None:
         return choose_flow(facts, start=start)
     return facts.flow if start == "auto" else replace(facts.flow, start=start)
-
-
-def _schedule(facts: ModelFacts, zero_terminal_snr: str) -> NoiseSchedule:
-    if zero_terminal_snr == "on" and not facts.schedule.is_zero_terminal_snr:
-        return facts.schedule.zero_terminal_snr()
-    if zero_terminal_snr == "off" and facts.schedule.is_zero_terminal_snr:
-        return NoiseSchedule.scaled_linear()
-    return facts.schedule
 
 
 def _start(facts: ModelFacts, start: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..alignment import Alignment
+from ..alignment import Alignment, NaiveFlow
 from .grids import time_grid
 
 STARTS = ("noise", "terminal")
@@ -18,7 +18,7 @@ class FlowParameterization:
     """How a sampler that knows only sigma_flow talks to a diffusion network.
 
     Args:
-        alignment: the maps between diffusion and flow of this network.
+        alignment: the maps between diffusion and flow of this network, or `NaiveFlow`.
         start: "noise" starts at t = 0 with plain noise (a model finetuned over all of [0, 1]); "terminal" starts at
             t_min with noise * n(t_min), which is what the base model saw last in training (tau = T-1).
         shift: time shift of the default grid, > 0; 1 is none, more than 1 spends more steps near the noise.
@@ -27,7 +27,7 @@ class FlowParameterization:
         ValueError: unknown start, or shift not above 0.
     """
 
-    alignment: Alignment
+    alignment: Alignment | NaiveFlow
     start: str = "terminal"
     shift: float = 1.0
 
@@ -79,10 +79,9 @@ class FlowParameterization:
         return self.alignment.timestep(1.0 - sigma)
 
     def sigma(self, tau: Tensor) -> Tensor:
-        """sigma_flow of a network timestep; tau = T-1 and above is where sampling starts, sigma_max."""
-        last = self.alignment.schedule.steps - 1
-        inside = 1.0 - self.alignment.flow_time(tau.clamp(0.0, last))
-        return torch.where(tau >= last, torch.full_like(inside, self.sigma_max), inside)
+        """sigma_flow of a network timestep; that of t_min (tau = T-1 and above) is where sampling starts, sigma_max."""
+        t = self.alignment.flow_time(tau)
+        return torch.where(t <= self.alignment.t_range[0], torch.full_like(t, self.sigma_max), 1.0 - t)
 
     def network_input(self, sigma: Tensor, x_flow: Tensor) -> Tensor:
         """x_diff = x_flow / n(t) (Eq. 13), what the network is fed. Shapes (B,) or () and (B, *dims)."""

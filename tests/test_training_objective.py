@@ -36,7 +36,7 @@ def _pair(seed=0):
 def _loss(prediction, error=0.0, **settings):
     x_data, x_noise = _pair()
     network = Perfect(prediction, x_data, x_noise, error)
-    objective = Objective(ObjectiveSettings(**settings), network.alignment)
+    objective = Objective(ObjectiveSettings(**settings), SCHEDULE, prediction)
     t = objective.times(torch.linspace(0, 0.999, SHAPE[0]))
     return objective.loss(network, x_data, x_noise, t, {}), t, network
 
@@ -72,7 +72,7 @@ def test_a_v_network_is_not_clamped():
     ],
 )
 def test_times_and_start(settings, span, start):
-    objective = Objective(ObjectiveSettings(**settings), Alignment(SCHEDULE))
+    objective = Objective(ObjectiveSettings(**settings), SCHEDULE, "eps")
     t = objective.times(torch.rand(20000, generator=torch.Generator().manual_seed(0)))
     assert objective.t_span == pytest.approx(span) and objective.start == start
     assert t.min() >= span[0] - 1e-6 and t.max() <= span[1] + 1e-6
@@ -82,22 +82,80 @@ def test_times_and_start(settings, span, start):
 
 
 def test_diffusion_draws_integer_timesteps_evenly():
-    objective = Objective(ObjectiveSettings("diffusion"), Alignment(SCHEDULE))
-    t = objective.times(torch.arange(1000) / 1000 + 0.0005)
+    objective = Objective(ObjectiveSettings("diffusion"), SCHEDULE, "eps")
+    t = objective.times(0.9995 - torch.arange(1000) / 1000)
     torch.testing.assert_close(objective.alignment.timestep(t), torch.arange(1000.0), rtol=0, atol=1e-2)
 
 
 def test_the_full_range_is_finite_at_both_ends():
     for prediction in ("eps", "v"):
-        alignment = Alignment(SCHEDULE, prediction)
         x_data, x_noise = _pair()
-        objective = Objective(ObjectiveSettings(t_range="full", weighting="velocity"), alignment)
+        objective = Objective(ObjectiveSettings(t_range="full", weighting="velocity"), SCHEDULE, prediction)
         t = torch.tensor([0.0, 1e-7, 0.03, 0.99, 0.9999, 1.0])
         loss = objective.loss(lambda x, tau, c: x, x_data, x_noise, t, {})
         assert torch.isfinite(loss).all()
 
 
-@pytest.mark.parametrize("field", ["name", "t_range", "weighting"])
+@pytest.mark.parametrize("field", ["name", "t_range", "weighting", "time_distribution", "loss", "zero_terminal_snr"])
 def test_unknown_choices_are_named(field):
     with pytest.raises(ValueError, match="'other'"):
         ObjectiveSettings(**{field: "other"})
+
+
+def test_naive_flow_matching_takes_the_output_for_the_velocity():
+    x_data, x_noise = _pair()
+    objective = Objective(ObjectiveSettings("flow_matching"), SCHEDULE, "eps")
+    t = objective.times(torch.linspace(0, 0.999, SHAPE[0]))
+    seen = {}
+
+    def network(x, tau, conditioning):
+        seen.update(x=x, tau=tau)
+        return x_data - x_noise + 0.5
+
+    torch.testing.assert_close(objective.loss(network, x_data, x_noise, t, {}), torch.full((SHAPE[0],), 0.25))
+    torch.testing.assert_close(seen["tau"], t * 1000)
+    over = t[:, None, None, None]
+    torch.testing.assert_close(seen["x"], over * x_data + (1 - over) * x_noise)
+    assert (objective.t_span, objective.start) == ((0.0, 1.0), "noise")
+
+
+def test_huber_losses_are_square_at_first_and_linear_later():
+    for loss, small, large in (("huber", 0.5 * 0.01**2, 0.1 * (3 - 0.05)), ("pseudo_huber", 0.01**2 / 0.2, 2.9017)):
+        for error, expected in ((0.01, small), (3.0, large)):
+            found, _, _ = _loss("eps", error, weighting="eps", loss=loss, delta=0.1)
+            torch.testing.assert_close(found, torch.full_like(found, expected), rtol=0.02, atol=0)
+
+
+def test_masked_pixels_do_not_count():
+    x_data, x_noise = _pair()
+    objective = Objective(ObjectiveSettings(weighting="velocity"), SCHEDULE, "v")
+    t = torch.full((SHAPE[0],), 0.5)
+    mask = torch.zeros(SHAPE[0], 1, 3, 3)
+    mask[:, :, 0] = 0.5
+    wrong = torch.zeros_like(x_data)
+    wrong[:, :, 1:] = 1e6
+    right = Perfect("v", x_data, x_noise)
+    loss = objective.loss(lambda x, tau, c: right(x, tau, c) + wrong, x_data, x_noise, t, {}, mask)
+    assert loss.max() < 1e-8
+    wrong[:, :, 0] = 1.0
+    gain = 2.0  # of a v network at t = 1/2: |alpha + sigma|² = 2
+    loss = objective.loss(lambda x, tau, c: right(x, tau, c) + wrong, x_data, x_noise, t, {}, mask)
+    torch.testing.assert_close(loss, torch.full_like(loss, gain * 0.5 / 3), rtol=1e-4, atol=0)
+
+
+def test_zero_terminal_snr_changes_the_schedule_and_is_refused_for_eps():
+    objective = Objective(ObjectiveSettings(zero_terminal_snr="on"), SCHEDULE, "v")
+    assert objective.schedule.is_zero_terminal_snr and objective.t_span[0] < 1e-6 and objective.start == "noise"
+    back = Objective(ObjectiveSettings(zero_terminal_snr="off"), objective.schedule, "eps")
+    assert back.schedule == SCHEDULE
+    with pytest.raises(ValueError, match="zero_terminal_snr cannot be combined with an eps model"):
+        Objective(ObjectiveSettings(zero_terminal_snr="on"), SCHEDULE, "eps")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"caption_dropout": 1.5}, "caption_dropout"), ({"delta": 0.0}, "delta"), ({"logit_spread": -1.0}, "logit_spread")],
+)
+def test_numbers_out_of_range_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveSettings(**values)

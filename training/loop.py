@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..alignment import Alignment
 from . import draws
 from .adapters import Adapters, adapted
 from .dataset import LatentDataset
@@ -90,7 +89,7 @@ class _Loop:
     ) -> None:
         self.losses: list[float] = []
         self._backbone, self._dataset, self._settings, self._progress = backbone, dataset, settings, progress
-        self._objective = Objective(settings.objective, Alignment(backbone.schedule, backbone.prediction))
+        self._objective = Objective(settings.objective, backbone.schedule, backbone.prediction)
         self._parameters, self._size = adapters.parameters(), adapters.size
         self._optimizer = _adamw(self._parameters, settings)
         self._cast = _autocast_dtype(settings.precision, backbone.device)

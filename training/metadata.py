@@ -7,7 +7,6 @@ import math
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
-from ..alignment import Alignment
 from .buckets import Size
 from .dataset import LatentDataset, tag_counts
 from .layers import LoraSettings
@@ -143,14 +142,16 @@ def _kohya_folders(dataset: LatentDataset) -> dict[str, str]:
 
 
 def _diff2flow(run: Run) -> dict[str, str]:
-    schedule = run.backbone.schedule
-    objective = Objective(run.settings.objective, Alignment(schedule, run.backbone.prediction))
+    objective = Objective(run.settings.objective, run.backbone.schedule, run.backbone.prediction)
+    schedule = objective.schedule
     goal = run.settings.objective
     first, last = objective.t_span
     return {
         "diff2flow.version": VERSION,
         "diff2flow.objective": goal.name,
         "diff2flow.weighting": goal.weighting if goal.name == "diff2flow" else "native",
+        "diff2flow.time_distribution": goal.time_distribution,
+        "diff2flow.loss": goal.loss,
         "diff2flow.prediction": run.backbone.prediction,
         "diff2flow.schedule": schedule.describe(),
         "diff2flow.zero_terminal_snr": str(schedule.is_zero_terminal_snr).lower(),

@@ -1,4 +1,4 @@
-"""What is minimised: the Diff2Flow loss (Algorithm 1) and, for comparison, the diffusion loss on the same data."""
+"""What is minimised: the Diff2Flow loss (Algorithm 1), naive flow matching and the diffusion loss, on the same draws."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..alignment import Alignment
+from ..alignment import Alignment, NaiveFlow, NoiseSchedule
+from . import times
 from .port import Backbone
 
+OBJECTIVES = ("diff2flow", "flow_matching", "diffusion")
 T_RANGES = ("native", "full")
 WEIGHTINGS = ("clamped", "velocity", "eps")
+LOSSES = ("l2", "huber", "pseudo_huber")
+SWITCH = ("auto", "on", "off")
 
 MAX_GAIN = 4.0
 """ "clamped" limits how much the network's error may be amplified on its way to the velocity. An eps network's is
@@ -25,26 +29,56 @@ class ObjectiveSettings:
     """What to minimise.
 
     Args:
-        name: "diff2flow" or "diffusion".
+        name: "diff2flow" (Algorithm 1), "flow_matching" (naive: the network's output is the velocity, at tau = t·T) or
+            "diffusion" (the network's own eps or v loss).
         t_range: "native" draws t where the network was trained, [t_min, t_max]; "full" draws from all of [0, 1], after
-            which sampling starts at t = 0 (DESIGN trap 4). diff2flow only.
-        weighting: "velocity" (flow matching as it is), "clamped" (the same, its amplification limited to MAX_GAIN) or
-            "eps" (the error of the noise, t² times that of the velocity). diff2flow only.
+            which sampling starts at t = 0 (DESIGN trap 4). diff2flow only; flow_matching is always full.
+        weighting: of the squared velocity error over t. "velocity" (flow matching as it is), "clamped" (the same, its
+            amplification limited to MAX_GAIN) or "eps" (the error of the noise, t² times that of the velocity).
+            diff2flow only.
+        time_distribution: of `times.DISTRIBUTIONS`, over the trained range of t (diffusion: over tau).
+        logit_mean, logit_spread: of the time distribution "logit_normal".
+        loss: "l2": |e|²; "huber": |e|²/2 up to `delta`, then linear; "pseudo_huber": sqrt(|e|² + delta²) - delta with
+            |e|² the mean over an item. e is the weighted error of the velocity (diffusion: of the prediction).
+        delta: of the two Huber losses, > 0.
+        zero_terminal_snr: "on" trains on the schedule rescaled to zero terminal SNR; "off" on the plain one; "auto" on
+            the model's own. v prediction only.
+        caption_dropout: share of items trained with the empty caption, [0, 1]; keeps CFG working.
 
     Raises:
-        ValueError: an unknown choice.
+        ValueError: an unknown choice, or a number out of range.
     """
 
     name: str = "diff2flow"
     t_range: str = "native"
     weighting: str = "clamped"
+    time_distribution: str = "uniform"
+    logit_mean: float = 0.0
+    logit_spread: float = 1.0
+    loss: str = "l2"
+    delta: float = 0.1
+    zero_terminal_snr: str = "auto"
+    caption_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        choices = {"name": tuple(_LOSSES), "t_range": T_RANGES, "weighting": WEIGHTINGS}
+        choices = {
+            "name": OBJECTIVES,
+            "t_range": T_RANGES,
+            "weighting": WEIGHTINGS,
+            "time_distribution": times.DISTRIBUTIONS,
+            "loss": LOSSES,
+            "zero_terminal_snr": SWITCH,
+        }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 shown = "objective" if field == "name" else field
                 raise ValueError(f"{shown} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}")
+        if not 0.0 <= self.caption_dropout <= 1.0:
+            raise ValueError(f"caption_dropout must be from 0 to 1, not {self.caption_dropout}; 0.1 is usual")
+        if not 0.0 < self.delta < float("inf"):
+            raise ValueError(f"delta must be above 0, not {self.delta}; 0.1 is usual")
+        if not 0.0 < self.logit_spread < float("inf") or not abs(self.logit_mean) < float("inf"):
+            raise ValueError(f"logit_spread must be above 0, not {self.logit_spread}, and logit_mean finite")
 
 
 class Objective:
@@ -52,12 +86,24 @@ class Objective:
 
     Args:
         settings: which.
-        alignment: of the network's schedule and prediction.
+        schedule, prediction: the network's.
+
+    Attributes:
+        alignment: between the network and its flow: `Alignment`, or `NaiveFlow` for flow_matching.
+
+    Raises:
+        ValueError: zero terminal SNR with an eps network.
     """
 
-    def __init__(self, settings: ObjectiveSettings, alignment: Alignment) -> None:
-        self.settings, self.alignment = settings, alignment
-        self._loss = _LOSSES[settings.name]
+    def __init__(self, settings: ObjectiveSettings, schedule: NoiseSchedule, prediction: str) -> None:
+        self.settings = settings
+        self.schedule = schedule.switched(settings.zero_terminal_snr)
+        self.alignment: Alignment | NaiveFlow = (
+            NaiveFlow(self.schedule)
+            if settings.name == "flow_matching"
+            else Alignment(self.schedule, _checked_prediction(prediction, self.schedule))
+        )
+        self._error = _prediction_error if settings.name == "diffusion" else _velocity_error
 
     @property
     def t_span(self) -> tuple[float, float]:
@@ -71,15 +117,23 @@ class Objective:
         return "noise" if self.t_span[0] == 0.0 else "terminal"
 
     def times(self, uniform: Tensor) -> Tensor:
-        """Flow times (B,) from uniform draws (B,) in [0, 1): uniform in `t_span`; diffusion: uniform in integer tau."""
-        if self.settings.name == "diffusion":
-            steps = self.alignment.schedule.steps
-            return self.alignment.flow_time((uniform * steps).floor().clamp(max=steps - 1))
+        """Flow times (B,) from uniform draws (B,) in [0, 1), distributed over `t_span`; diffusion: over integer tau."""
+        settings = self.settings
+        t = times.drawn(settings.time_distribution, uniform, settings.logit_mean, settings.logit_spread)
+        if settings.name == "diffusion":
+            steps = self.schedule.steps
+            return self.alignment.flow_time(((1.0 - t) * steps).floor().clamp(0, steps - 1))
         first, last = self.t_span
-        return first + uniform * (last - first)
+        return first + t * (last - first)
 
     def loss(
-        self, backbone: Backbone, x_data: Tensor, x_noise: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]
+        self,
+        backbone: Backbone,
+        x_data: Tensor,
+        x_noise: Tensor,
+        t: Tensor,
+        conditioning: Mapping[str, Tensor],
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Loss of each item (B,), float32, from one call of the network.
 
@@ -87,12 +141,22 @@ class Objective:
             x_data, x_noise: (B, *dims) in the network's scale.
             t: (B,) flow times.
             conditioning: what the network takes beside x and tau.
+            mask: weight of each latent pixel's squared error, broadcast to (B, *dims), [0, 1].
         """
-        return self._loss(self, backbone, x_data, x_noise, t, conditioning)
+        error = self._error(self.alignment, backbone, x_data, x_noise, t, conditioning)
+        error = error * _over(self.weight(t).sqrt(), error)
+        return _LOSSES[self.settings.loss](error if mask is None else error * mask.sqrt(), self.settings.delta)
+
+    def flow_matching_error(
+        self, backbone: Backbone, x_data: Tensor, x_noise: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]
+    ) -> Tensor:
+        """|x_data - x_noise - velocity|² of each item (B,), the mean over its pixels, whatever is trained."""
+        error = _velocity_error(self.alignment, backbone, x_data, x_noise, t, conditioning)
+        return _mean_square(error)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Weight (B,) of the squared velocity error at t (B,)."""
-        if self.settings.weighting == "velocity":
+        """Weight (B,) of the squared error at t (B,)."""
+        if self.settings.name != "diff2flow" or self.settings.weighting == "velocity":
             return torch.ones_like(t)
         if self.settings.weighting == "eps":
             return t.clamp(min=self.alignment.t_range[0]) ** 2
@@ -104,41 +168,59 @@ class Objective:
         return self.alignment.velocity(ones, torch.zeros_like(ones), t).abs().squeeze(1)
 
 
-def _diff2flow_loss(
-    objective: Objective,
+def _velocity_error(
+    alignment: Alignment | NaiveFlow,
     backbone: Backbone,
     x_data: Tensor,
     x_noise: Tensor,
     t: Tensor,
     conditioning: Mapping[str, Tensor],
 ) -> Tensor:
-    """weight(t) |x_data - x_noise - velocity|² with the network called at f_x⁻¹(x_flow), f_t⁻¹(t) (Algorithm 1)."""
-    alignment = objective.alignment
+    """x_data - x_noise - velocity, the network called at f_x⁻¹(x_flow), f_t⁻¹(t) (Algorithm 1)."""
     x_flow = _interpolate(x_data, x_noise, t)
     output = backbone(alignment.to_diffusion(x_flow, t), alignment.timestep(t), conditioning).float()
-    velocity = alignment.velocity(output, x_flow, t)
-    return objective.weight(t) * _mean_square(x_data - x_noise - velocity)
+    return x_data - x_noise - alignment.velocity(output, x_flow, t)
 
 
-def _diffusion_loss(
-    objective: Objective,
+def _prediction_error(
+    alignment: Alignment | NaiveFlow,
     backbone: Backbone,
     x_data: Tensor,
     x_noise: Tensor,
     t: Tensor,
     conditioning: Mapping[str, Tensor],
 ) -> Tensor:
-    """|target - output|², target what the network predicts: x_noise, alpha x_noise - sigma x_data, or x_data."""
-    alignment = objective.alignment
+    """target - output, target what the network predicts: x_noise, alpha x_noise - sigma x_data, or x_data."""
     x_diff = alignment.to_diffusion(_interpolate(x_data, x_noise, t), t)
     output = backbone(x_diff, alignment.timestep(t), conditioning).float()
     alpha, sigma = (_over(c.to(x_data.dtype), x_data) for c in alignment.coefficients(t))
     targets = {"eps": x_noise, "v": alpha * x_noise - sigma * x_data, "x0": x_data}
-    return _mean_square(targets[alignment.prediction] - output)
+    return targets[alignment.prediction] - output
 
 
-_LOSSES: dict[str, Callable[..., Tensor]] = {"diff2flow": _diff2flow_loss, "diffusion": _diffusion_loss}
-OBJECTIVES = tuple(_LOSSES)
+def _huber(error: Tensor, delta: float) -> Tensor:
+    size = error.abs()
+    return torch.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta)).flatten(1).mean(dim=1)
+
+
+def _pseudo_huber(error: Tensor, delta: float) -> Tensor:
+    return torch.sqrt(_mean_square(error) + delta**2) - delta
+
+
+_LOSSES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "l2": lambda error, delta: _mean_square(error),
+    "huber": _huber,
+    "pseudo_huber": _pseudo_huber,
+}
+
+
+def _checked_prediction(prediction: str, schedule: NoiseSchedule) -> str:
+    if prediction == "eps" and schedule.is_zero_terminal_snr:
+        raise ValueError(
+            "zero_terminal_snr cannot be combined with an eps model (its velocity at the start is infinite): set it to"
+            " 'off', or train a v-prediction checkpoint"
+        )
+    return prediction
 
 
 def _interpolate(x_data: Tensor, x_noise: Tensor, t: Tensor) -> Tensor:
