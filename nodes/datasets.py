@@ -185,7 +185,7 @@ def _folder_input() -> tuple[str, dict[str, Any]]:
             "default": "my_images",
             "tooltip": "A folder inside ComfyUI's input folder, by name ('my_images', 'styles/ink'): png, jpg, webp,"
             " bmp or tiff, 10 to 100 for a style. The caption of ink.png is ink.txt (or ink.caption) beside it."
-            " Subfolders called N_name as in kohya's trainer (10_ink) are read with N repeats; other subfolders are not read."
+            " Subfolders called N_name as in kohya's trainer (10_ink) are read with N repeats; others are not read."
             " Transparency is laid on white.",
         },
     )
@@ -319,7 +319,6 @@ def _more_batch_inputs() -> dict[str, Any]:
         "mask": (
             "MASK",
             {
-                "default": None,
                 "tooltip": "Weight of the loss, 1 where it counts, of the images' size; one for each image or one for"
                 " all. Load Image gives 1 for transparent: put Invert Mask between to train what is opaque.",
             },
@@ -343,7 +342,7 @@ def _more_batch_inputs() -> dict[str, Any]:
         ),
         "dataset": (
             "D2F_DATASET",
-            {"default": None, "tooltip": "Another dataset, of the same VAE and CLIP, that these images are added to."},
+            {"tooltip": "Another dataset, of the same VAE and CLIP, that these images are added to."},
         ),
         "mask_floor": _MASK_FLOOR,
     }

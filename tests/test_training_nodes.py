@@ -1,6 +1,7 @@
 """The training nodes on a small host: from a folder to a LoRA and a picture of the loss."""
 
 import inspect
+import json
 import subprocess
 import sys
 
@@ -9,13 +10,13 @@ import torch
 from PIL import Image
 
 from diff2flow_nodes import hosts
-from diff2flow_nodes.nodes import Diff2FlowImageDataset, Diff2FlowLoraConfig, Diff2FlowTrain
+from diff2flow_nodes.nodes import Diff2FlowImageDataset, Diff2FlowImages, Diff2FlowLoraConfig, Diff2FlowTrain
 from diff2flow_nodes.tests.training_fakes import FakeHost, SilentProgress
 from diff2flow_nodes.training.layers import PRESETS
 from diff2flow_nodes.training.lora_file import load_lora
 from diff2flow_nodes.training.plot import loss_plot, running_mean
 
-NODES = [Diff2FlowImageDataset, Diff2FlowLoraConfig, Diff2FlowTrain]
+NODES = [Diff2FlowImageDataset, Diff2FlowImages, Diff2FlowLoraConfig, Diff2FlowTrain]
 
 
 @pytest.fixture
@@ -114,6 +115,60 @@ def test_a_change_in_the_folder_is_seen(host):
     assert Diff2FlowImageDataset.IS_CHANGED("ink") != before
 
 
+def test_a_dataset_of_many_sizes_trains_and_says_so(host):
+    folder = host.folder("input") / "ink"
+    (folder / "4_gold").mkdir()
+    Image.new("RGBA", (64, 32), (9, 9, 9, 99)).save(folder / "4_gold" / "wide.png")
+    dataset, summary = Diff2FlowImageDataset().build(
+        "ink", "vae", "clip", 64, bucketing="aspect", bucket_step=8, resolutions="32", flips=True, alpha="mask"
+    )
+    assert "8 images of 4 sizes" in summary and "14 with repeats" in summary and "8 also mirrored" in summary
+    assert "2 with a mask" in summary
+    _train(dataset)
+    metadata = host.applied[0][2]
+    assert json.loads(metadata["ss_dataset_dirs"]) == {
+        "ink": {"n_repeats": 1, "img_count": 3},
+        "4_gold": {"n_repeats": 4, "img_count": 1},
+    }
+    assert metadata["ss_enable_bucket"] == "True" and metadata["ss_resolution"] == "(64, 64)"
+    assert metadata["ss_num_train_images"] == "14" and metadata["ss_num_batches_per_epoch"] == "8"
+    buckets = json.loads(metadata["ss_bucket_info"])["buckets"]
+    assert [bucket["count"] for bucket in buckets.values()] == [3, 4, 3, 4]
+    assert json.loads(metadata["ss_tag_frequency"])["4_gold"] == {"gold": 1}
+
+
+def test_images_of_the_graph_train_alone_and_with_a_folder(host):
+    images = torch.rand(2, 32, 32, 3)
+    alone, summary = Diff2FlowImages().build(images, "red\nblue", "vae", "clip")
+    assert len(alone) == 2 and "2 images of 32×32 px, 2 different captions, from 'graph_images'" in summary
+    assert list((host.folder("datasets") / "graph_images").glob("latents-*"))
+    joined, summary = Diff2FlowImages().build(images, "", "vae", "clip", repeats=3, dataset=_dataset())
+    assert len(joined) == 5 and "9 with repeats: 3 × 1 in 'ink', 2 × 3 in 'graph_images'" in summary
+    assert host.encoded.count("image") == 5
+    _train(joined)
+    with pytest.raises(ValueError, match="Diff2Flow Images: dataset: 'ink' and 'graph_images' were made with diff"):
+        Diff2FlowImages().build(images, "", "another vae", "clip", dataset=_dataset())
+    with pytest.raises(ValueError, match="Diff2Flow Images: name: the name '../x' is not allowed"):
+        Diff2FlowImages().build(images, "", "vae", "clip", name="../x")
+    assert (
+        "not allowed" in str(Diff2FlowImages.VALIDATE_INPUTS("../x")) and Diff2FlowImages.VALIDATE_INPUTS("x") is True
+    )
+
+
+def test_resolutions_are_checked_before_anything_runs(host):
+    assert Diff2FlowImageDataset.VALIDATE_INPUTS("ink", "32, 64") is True
+    assert "resolutions takes pixels" in str(Diff2FlowImageDataset.VALIDATE_INPUTS("ink", "large"))
+
+
+def test_a_change_in_a_folder_of_repeats_is_seen(host):
+    inputs = inspect.signature(Diff2FlowImageDataset.build).parameters
+    assert list(inspect.signature(Diff2FlowImageDataset.IS_CHANGED).parameters) == list(inputs)[1:]
+    before = Diff2FlowImageDataset.IS_CHANGED("ink")
+    (host.folder("input") / "ink" / "2_x").mkdir()
+    Image.new("RGB", (8, 8)).save(host.folder("input") / "ink" / "2_x" / "a.png")
+    assert Diff2FlowImageDataset.IS_CHANGED("ink") != before
+
+
 def test_presets_and_custom():
     build = Diff2FlowLoraConfig().build
     assert [build(preset, 3, 1.0)[0] for preset in PRESETS] == list(PRESETS.values())
@@ -145,7 +200,7 @@ def test_every_input_is_explained_and_defaults_agree(node):
     for name, (_, options) in inputs.items():
         assert len(options["tooltip"]) > 20, name
         if name in declared.get("optional", {}):
-            assert options["default"] == parameters[name].default, name
+            assert options.get("default") == parameters[name].default, name
     assert len(node.RETURN_TYPES) == len(node.RETURN_NAMES) == len(node.OUTPUT_TOOLTIPS)
     assert node.CATEGORY == "Diff2Flow/training" and node.DESCRIPTION
 

@@ -139,7 +139,6 @@ def _caption_of(file: Path) -> str | None:
         raise ValueError(f"the caption '{text.name}' is not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
 
-
 def _one_line(trigger: str, caption: str) -> str:
     parts = [" ".join(part.split()) for part in (trigger, caption)]
     return ", ".join(part for part in parts if part)

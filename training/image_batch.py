@@ -78,9 +78,7 @@ def _job(i: int, images: Tensor, caption: str, masks: Tensor | None, settings: B
     size = (image.shape[2], image.shape[1])
     mask = None if masks is None else masks[i : i + 1]
     name = f"image {i + 1}"
-    item = placed_item(
-        name, caption, _digest(image), size, size, settings.flips, "" if mask is None else _digest(mask)
-    )
+    item = placed_item(name, caption, _digest(image), size, size, settings.flips, "" if mask is None else _digest(mask))
     item = replace(item, repeats=settings.repeats, source=settings.name, mask_floor=settings.mask_floor)
     return Job(item, partial(_same, image), None if mask is None else partial(_same, mask))
 
