@@ -25,11 +25,11 @@ def clip_l(seed: int, layers: int = 12, width: int = 768) -> dict[str, Tensor]:
     for layer in range(layers):
         name = f"encoder.layers.{layer}."
         for part in ("q", "k", "v"):
-            weights |= _linear(random, f"{name}self_attn.{part}_proj", width, width, (2 * layers * width) ** -0.5)
+            weights |= _linear(random, f"{name}self_attn.{part}_proj", width, width, width**-0.5 * (2 * layers) ** -0.5)
         weights |= _linear(random, f"{name}self_attn.out_proj", width, width, _ATTENTION_GAIN * width**-0.5)
         weights |= _norm(f"{name}layer_norm1", width) | _norm(f"{name}layer_norm2", width)
         weights |= _linear(random, f"{name}mlp.fc1", width, 4 * width, (2 * width) ** -0.5)
-        weights |= _linear(random, f"{name}mlp.fc2", 4 * width, width, (2 * layers * width) ** -0.5)
+        weights |= _linear(random, f"{name}mlp.fc2", 4 * width, width, width**-0.5 * (2 * layers) ** -0.5)
     return {"transformer.text_model." + key: value.half() for key, value in weights.items()}
 
 
@@ -51,7 +51,7 @@ def open_clip_g(seed: int, layers: int = 32, width: int = 1280) -> dict[str, Ten
 
 def _open_clip(seed: int, layers: int, width: int) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(seed)
-    quiet = (2 * layers * width) ** -0.5
+    quiet = width**-0.5 * (2 * layers) ** -0.5
     weights = _ends(random, width, "token_embedding.weight", "positional_embedding", "ln_final")
     weights["text_projection"] = _normal(random, (width, width), width**-0.5)
     weights = {key: value.half() for key, value in weights.items()}
@@ -67,10 +67,10 @@ def _open_clip(seed: int, layers: int, width: int) -> dict[str, Tensor]:
     return {"model." + key: value for key, value in weights.items()}
 
 
-def sdxl(seed: int, layers: int | None = None) -> dict[str, Tensor]:
-    """Both of SDXL's text encoders, as 0 and 1; `layers` of each, None for all."""
-    low, big = (clip_l(seed), open_clip_g(seed)) if layers is None else (clip_l(seed, layers), open_clip_g(seed, layers))
-    return {f"0.{key}": value for key, value in low.items()} | {f"1.{key}": value for key, value in big.items()}
+def sdxl(seed: int, layers: tuple[int, int] = (12, 32), widths: tuple[int, int] = (768, 1280)) -> dict[str, Tensor]:
+    """CLIP-L as 0 and OpenCLIP-bigG as 1, as in SDXL checkpoints."""
+    encoders = clip_l(seed, layers[0], widths[0]), open_clip_g(seed, layers[1], widths[1])
+    return {f"{i}.{key}": value for i, encoder in enumerate(encoders) for key, value in encoder.items()}
 
 
 def _ends(random: torch.Generator, width: int, tokens: str, positions: str, norm: str) -> dict[str, Tensor]:
