@@ -13,6 +13,8 @@ from torch import Tensor
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
 TEXT_PREFIX = "cond_stage_model."
+SDXL_TEXT_PREFIX = "conditioner.embedders."
+"""SDXL's two text encoders are called 0 and 1 behind it."""
 
 _OUTER = {
     "conv_in": "input_blocks.0.0",
@@ -20,6 +22,8 @@ _OUTER = {
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 _RESNET = {
     "norm1": "in_layers.0",
@@ -41,7 +45,7 @@ def unet_to_ldm(state: Mapping[str, Tensor], blocks: int) -> dict[str, Tensor]:
         blocks: its `layers_per_block`, the same on every level.
 
     Raises:
-        ValueError: a key that an SD1 or SD2 UNet does not have.
+        ValueError: a key that no UNet of SD1, SD2 or SDXL has.
     """
     matches = [match.groups() for match in map(_BLOCK.match, state) if match]
     attended = {level for side, level, kind, *_ in matches if side == "up" and kind == "attentions"}
@@ -58,7 +62,7 @@ def _unet_key(key: str, blocks: int, attended: set[str]) -> str:
     if match := _MIDDLE.match(key):
         kind, index, rest = match.groups()
         return f"middle_block.1.{rest}" if kind == "attentions" else f"middle_block.{2 * int(index)}.{_resnet(rest)}"
-    raise ValueError(f"{key!r} is no key of an SD1 or SD2 UNet")
+    raise ValueError(f"{key!r} is no key of a UNet of SD1, SD2 or SDXL")
 
 
 def _block_key(side: str, level: int, kind: str, index: int, rest: str, blocks: int, attended: bool) -> str:
@@ -96,7 +100,9 @@ def taesd_to_comfy(state: Mapping[str, Tensor], scale: Tensor, shift: Tensor) ->
     return named
 
 
-def checkpoint(unet: Mapping[str, Tensor], vae: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def checkpoint(
+    unet: Mapping[str, Tensor], vae: Mapping[str, Tensor], text: Mapping[str, Tensor], text_prefix: str = TEXT_PREFIX
+) -> dict[str, Tensor]:
     """One file's state dict from the three networks', each with its prefix."""
-    parts = ((UNET_PREFIX, unet), (VAE_PREFIX, vae), (TEXT_PREFIX, text))
+    parts = ((UNET_PREFIX, unet), (VAE_PREFIX, vae), (text_prefix, text))
     return {prefix + key: value.detach().contiguous() for prefix, part in parts for key, value in part.items()}

@@ -12,7 +12,7 @@ _MARK_SCALE = 0.02
 _ATTENTION_GAIN = 3.0
 
 
-def clip_l(seed: int, layers: int = 12) -> dict[str, Tensor]:
+def clip_l(seed: int, layers: int = 12, width: int = 768) -> dict[str, Tensor]:
     """Random weights of CLIP-L's text encoder, float16, "transformer.text_model.…" as in SD1 checkpoints.
 
     transformers' initialisation, but with small start and end marks and positions and with louder attention: so the
@@ -21,15 +21,15 @@ def clip_l(seed: int, layers: int = 12) -> dict[str, Tensor]:
     """
     random = torch.Generator().manual_seed(seed)
     tokens, positions = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
-    weights = _ends(random, 768, tokens, positions, "final_layer_norm")
+    weights = _ends(random, width, tokens, positions, "final_layer_norm")
     for layer in range(layers):
         name = f"encoder.layers.{layer}."
         for part in ("q", "k", "v"):
-            weights |= _linear(random, f"{name}self_attn.{part}_proj", 768, 768, 768**-0.5 * (2 * layers) ** -0.5)
-        weights |= _linear(random, f"{name}self_attn.out_proj", 768, 768, _ATTENTION_GAIN * 768**-0.5)
-        weights |= _norm(f"{name}layer_norm1", 768) | _norm(f"{name}layer_norm2", 768)
-        weights |= _linear(random, f"{name}mlp.fc1", 768, 3072, (2 * 768) ** -0.5)
-        weights |= _linear(random, f"{name}mlp.fc2", 3072, 768, 768**-0.5 * (2 * layers) ** -0.5)
+            weights |= _linear(random, f"{name}self_attn.{part}_proj", width, width, width**-0.5 * (2 * layers) ** -0.5)
+        weights |= _linear(random, f"{name}self_attn.out_proj", width, width, _ATTENTION_GAIN * width**-0.5)
+        weights |= _norm(f"{name}layer_norm1", width) | _norm(f"{name}layer_norm2", width)
+        weights |= _linear(random, f"{name}mlp.fc1", width, 4 * width, (2 * width) ** -0.5)
+        weights |= _linear(random, f"{name}mlp.fc2", 4 * width, width, width**-0.5 * (2 * layers) ** -0.5)
     return {"transformer.text_model." + key: value.half() for key, value in weights.items()}
 
 
@@ -38,18 +38,39 @@ def open_clip_h(seed: int, layers: int = 24) -> dict[str, Tensor]:
 
     ComfyUI wants all 24 layers; fewer are for tests of loaders that count them.
     """
+    return _open_clip(seed, layers, 1024)
+
+
+def open_clip_g(seed: int, layers: int = 32, width: int = 1280) -> dict[str, Tensor]:
+    """Random weights of OpenCLIP-bigG's text encoder, float16, "model.…" as in SDXL checkpoints (32 layers: 1.4 GB).
+
+    ComfyUI wants all 32 layers of width 1280; smaller ones are for tests of loaders that count them.
+    """
+    return _open_clip(seed, layers, width)
+
+
+def _open_clip(seed: int, layers: int, width: int) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(seed)
-    weights = _ends(random, 1024, "token_embedding.weight", "positional_embedding", "ln_final")
-    weights["text_projection"] = _normal(random, (1024, 1024), 1024**-0.5)
+    quiet = width**-0.5 * (2 * layers) ** -0.5
+    weights = _ends(random, width, "token_embedding.weight", "positional_embedding", "ln_final")
+    weights["text_projection"] = _normal(random, (width, width), width**-0.5)
+    weights = {key: value.half() for key, value in weights.items()}
     for layer in range(layers):
         name = f"transformer.resblocks.{layer}."
-        attention = _linear(random, "x", 1024, 3 * 1024, 1024**-0.5 * (2 * layers) ** -0.5)
-        weights[f"{name}attn.in_proj_weight"], weights[f"{name}attn.in_proj_bias"] = attention.values()
-        weights |= _linear(random, f"{name}attn.out_proj", 1024, 1024, _ATTENTION_GAIN * 1024**-0.5)
-        weights |= _norm(f"{name}ln_1", 1024) | _norm(f"{name}ln_2", 1024)
-        weights |= _linear(random, f"{name}mlp.c_fc", 1024, 4096, (2 * 1024) ** -0.5)
-        weights |= _linear(random, f"{name}mlp.c_proj", 4096, 1024, 1024**-0.5 * (2 * layers) ** -0.5)
-    return {"model." + key: value.half() for key, value in weights.items()}
+        attention = _linear(random, "x", width, 3 * width, quiet)
+        block = dict(zip((f"{name}attn.in_proj_weight", f"{name}attn.in_proj_bias"), attention.values(), strict=True))
+        block |= _linear(random, f"{name}attn.out_proj", width, width, _ATTENTION_GAIN * width**-0.5)
+        block |= _norm(f"{name}ln_1", width) | _norm(f"{name}ln_2", width)
+        block |= _linear(random, f"{name}mlp.c_fc", width, 4 * width, (2 * width) ** -0.5)
+        block |= _linear(random, f"{name}mlp.c_proj", 4 * width, width, quiet)
+        weights |= {key: value.half() for key, value in block.items()}
+    return {"model." + key: value for key, value in weights.items()}
+
+
+def sdxl(seed: int, layers: tuple[int, int] = (12, 32), widths: tuple[int, int] = (768, 1280)) -> dict[str, Tensor]:
+    """CLIP-L as 0 and OpenCLIP-bigG as 1, as in SDXL checkpoints."""
+    encoders = clip_l(seed, layers[0], widths[0]), open_clip_g(seed, layers[1], widths[1])
+    return {f"{i}.{key}": value for i, encoder in enumerate(encoders) for key, value in encoder.items()}
 
 
 def _ends(random: torch.Generator, width: int, tokens: str, positions: str, norm: str) -> dict[str, Tensor]:

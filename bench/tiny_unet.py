@@ -1,4 +1,4 @@
-"""Slim UNets in the mould of SD1 and SD2: 320 channels, any number of levels."""
+"""Slim UNets in the mould of SD1, SD2 and SDXL: 320 channels, any number of levels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ..samplers import integrate, time_grid
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-CONTEXT_WIDTH = {"SD1": 768, "SD2": 1024}
+CONTEXT_WIDTH = {"SD1": 768, "SD2": 1024, "SDXL": 2048}
+_POOLED_WIDTH, _SIZE_WIDTH, _SIZES = 1280, 256, 6
+_SDXL_DEPTHS = (0, 1, 2)
+"""Transformer layers of Segmind Vega's levels: the smallest SDXL that ComfyUI knows (3 levels of 2 blocks)."""
 _MULTIPLES = (1, 2, 4, 4)
 _RIDGE = 0.1
 _BRANCH = 0.3
@@ -29,9 +32,10 @@ def unet_config(
     """Arguments of diffusers' UNet2DConditionModel for a UNet that ComfyUI takes for the family's.
 
     Args:
-        levels: 1 to 4 resolutions; more than one: the last has no attention, as in the real networks.
+        levels: 1 to 4 resolutions; more than one: the last has no attention, as in the real networks. SDXL: 2 or 3,
+            and the first has none; ComfyUI knows 3 levels of 2 blocks.
         blocks: resnets a level.
-        family: "SD1" or "SD2".
+        family: "SD1", "SD2" or "SDXL".
         in_channels: 4, or 9 for inpainting.
         width: channels of the first level; ComfyUI wants 320.
 
@@ -40,6 +44,8 @@ def unet_config(
     """
     if family not in CONTEXT_WIDTH:
         raise ValueError(f"family {family!r} is none of {', '.join(CONTEXT_WIDTH)}")
+    if family == "SDXL":
+        return _sdxl_config(levels, blocks, in_channels, width)
     if not 1 <= levels <= len(_MULTIPLES):
         raise ValueError(f"levels must be 1 to {len(_MULTIPLES)}, not {levels}")
     attended = [level < levels - 1 or levels == 1 for level in range(levels)]
@@ -53,6 +59,28 @@ def unet_config(
         "attention_head_dim": 8 if family == "SD1" else tuple(count // 64 for count in channels),
         "cross_attention_dim": CONTEXT_WIDTH[family],
         "use_linear_projection": family == "SD2",
+    }
+
+
+def _sdxl_config(levels: int, blocks: int, in_channels: int, width: int) -> dict[str, Any]:
+    if not 2 <= levels <= len(_SDXL_DEPTHS):
+        raise ValueError(f"SDXL's levels must be 2 to {len(_SDXL_DEPTHS)}, not {levels}")
+    depths = _SDXL_DEPTHS[:levels]
+    channels = tuple(width * multiple for multiple in _MULTIPLES[:levels])
+    return {
+        "in_channels": in_channels,
+        "block_out_channels": channels,
+        "layers_per_block": blocks,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in reversed(depths)),
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": tuple(max(depth, 1) for depth in depths),
+        "attention_head_dim": tuple(max(1, count // 64) for count in channels),
+        "cross_attention_dim": CONTEXT_WIDTH["SDXL"],
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": _SIZE_WIDTH,
+        "projection_class_embeddings_input_dim": _POOLED_WIDTH + _SIZES * _SIZE_WIDTH,
     }
 
 
@@ -144,7 +172,7 @@ def fit_last_layer(unet: UNet2DConditionModel, prediction: str, seed: int, sampl
     features: list[Tensor] = []
     hook = unet.conv_out.register_forward_pre_hook(lambda _, arguments: features.append(arguments[0]))
     try:
-        unet(*inputs)
+        unet(*inputs, added_cond_kwargs=_beside(unet.config, samples, random))
     finally:
         hook.remove()
     x = features[0].movedim(1, -1).flatten(0, -2).double()
@@ -177,6 +205,14 @@ def _task(
     target = eps if prediction == "eps" else alpha * eps - sigma * x_data
     weight = 1.0 + (sigma / alpha).flatten()
     return (torch.cat([x_diff, beside], dim=1), tau, context), target, weight
+
+
+def _beside(config: Any, samples: int, random: torch.Generator) -> dict[str, Tensor] | None:
+    """SDXL's pooled text and sizes, of random text and of small uncropped images."""
+    if config.addition_embed_type is None:
+        return None
+    sizes = torch.tensor([64.0, 64.0, 0.0, 0.0, 64.0, 64.0]).expand(samples, -1)
+    return {"text_embeds": torch.randn(samples, _POOLED_WIDTH, generator=random), "time_ids": sizes}
 
 
 def _signal() -> Tensor:

@@ -91,3 +91,24 @@ def training(graph: Graph, folder: str, output_name: str, steps: int = 3, **chan
             **inputs,
         ),
     }
+
+
+def sdxl(checkpoint: str, lora: str) -> Graph:
+    """SDXL through stock and own samplers, prompts of both kinds and a LoRA: images stock, sized, ours and tuned."""
+    graph = base(checkpoint)
+    sizes = {"width": 1024, "height": 768, "crop_w": 32, "crop_h": 8, "target_width": 512, "target_height": 640}
+    texts = {"text_g": "a (large:1.3) field " + "of yellow flowers, " * 20, "text_l": "a field"}
+    graph["sized_positive"] = node("CLIPTextEncodeSDXL", clip=["ckpt", 1], **sizes, **texts)
+    graph["lora"] = node(
+        "LoraLoader", model=["ckpt", 0], clip=["ckpt", 1], lora_name=lora, strength_model=1.0, strength_clip=0.8
+    )
+    graph["tuned_positive"] = node("CLIPTextEncode", text="a handwritten (three:1.2)", clip=["lora", 1])
+    graph["stock_sample"] = ksampler(["ckpt", 0], steps=3)
+    graph["sized_sample"] = ksampler(["ckpt", 0], steps=3)
+    graph["sized_sample"]["inputs"]["positive"] = ["sized_positive", 0]
+    graph["ours_sample"] = diff2flow(["ckpt", 0], steps=3)
+    graph["tuned_sample"] = ksampler(["lora", 0], steps=3)
+    graph["tuned_sample"]["inputs"]["positive"] = ["tuned_positive", 0]
+    for name in ("stock", "sized", "ours", "tuned"):
+        graph = saved(graph, f"{name}_sample", name)
+    return graph

@@ -106,7 +106,7 @@ def test_sd2_text_encoder(host):
     _, clip, vae = host.load_checkpoint("sd2.safetensors")
     [[context, more]] = host.encode_text(clip, "a cat")
     assert vae is None and context.shape == (1, 77, 1024) and more["pooled_output"].shape == (1, 1024)
-    assert clip.layer == 1 and clip.pad == 0
+    assert clip.towers["h"].layer == 1 and clip.towers["h"].kind.pad == 0
     with pytest.raises(HostError, match="no autoencoder"):
         host.encode_image(vae, torch.zeros(1, 8, 8, 3))
 
@@ -174,7 +174,7 @@ def test_broken_files_are_named(host, loaded):
         host, "lora.safetensors", lambda s, p: save_file({"x.lora_down.weight": torch.zeros(1)}, str(p))
     )
     assert "incomplete" in broken(host, "missing.safetensors", resaved(lambda s: s.pop(conv_out)))
-    assert "SDXL" in broken(
+    assert "width 768 and a vector of 2816" in broken(
         host,
         "xl.safetensors",
         resaved(lambda s: s.update({"model.diffusion_model.label_emb.0.0.weight": torch.zeros(1, 2816)})),
@@ -433,7 +433,7 @@ def test_training_leaves_the_model_alone(host, loaded, conditions):
         backbone.module.conv_out = torch.nn.Conv2d(32, 4, 1)
         backbone.module.train().requires_grad_(True)
         x, tau = torch.randn(2, 4, 8, 8), torch.tensor([3.5, 998.0])
-        out = backbone(x, tau, backbone.conditioning(conditions[0][0][0].repeat(2, 1, 1), None, 64, 64))
+        out = backbone(x, tau, backbone.conditioning(conditions[0][0][0].repeat(2, 1, 1), None, torch.zeros(2, 6)))
         out.square().mean().backward()
         assert backbone.module.conv_in.weight.grad.abs().max() > 0
         assert torch.allclose(backbone.unscale_latent(backbone.scale_latent(x)), x, atol=1e-6)

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .model import LATENT_SCALE, Model, run_unet
+from . import sdxl
+from .model import Model, run_unet
 from .text import TextEncoder
 from .text_training import HeadlessText
 from .unet_layout import PREFIX
@@ -38,21 +39,24 @@ class HeadlessBackbone:
         return self._base.hash
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-        x_diff, tau, context = (v.to(self.device) for v in (x_diff, tau, conditioning["context"]))
-        return run_unet(self.module, self.dtype, x_diff, tau, context)
+        moved = {name: value.to(self.device) for name, value in conditioning.items()}
+        return run_unet(self.module, self.dtype, x_diff.to(self.device), tau.to(self.device), moved)
 
     def conditioning(self, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
-        return {"context": context}
+        if self.family != "SDXL":
+            return {"context": context}
+        return {"context": context, "pooled": sdxl.checked(pooled, self._base.layout.pooled_width), "sizes": sizes}
 
     def scale_latent(self, latent: Tensor) -> Tensor:
-        return latent * LATENT_SCALE
+        return latent * self._base.latent_scale
 
     def unscale_latent(self, x_data: Tensor) -> Tensor:
-        return x_data / LATENT_SCALE
+        return x_data / self._base.latent_scale
 
     def layer_names(self) -> Mapping[str, str]:
-        """diffusers' names are the module's own."""
-        return {name: name for name, module in self._base.weights.module.named_modules() if hasattr(module, "weight")}
+        """SDXL: the checkpoint's (SGM's) names; else diffusers' names, which are the module's own."""
+        to_module = self._base.ldm_names
+        return {module: ldm if self.family == "SDXL" else module for ldm, module in to_module.items()}
 
     @contextmanager
     def sampled(self) -> Iterator[Model]:

@@ -1,4 +1,4 @@
-"""Single-file checkpoints: reads SD1.x and SD2.x files and builds their networks. diffusers and transformers inside."""
+"""Single-file checkpoints: reads SD1.x, SD2.x and SDXL files and builds their networks, by diffusers' classes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from ...alignment import NoiseSchedule
 from ..port import HostError
 from .autoencoder import Autoencoder, read_autoencoder
 from .model import Base, Model
-from .text import TextEncoder, read_text_encoder
-from .unet_layout import PREFIX, UnetLayout, family_of_keys
+from .text import TextEncoder, context_width, read_text_encoder
+from .unet_layout import PREFIX, RUNS, UnetLayout, family_of_keys
 from .weights import Weights
 
 _HALF = (torch.float16, torch.bfloat16)
 _V_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _V_SPREAD = 0.09
 """SD2 networks of v prediction have this bias spread wider: what ComfyUI tells them by."""
+_OTHER_NOISE = (
+    ("edm_mean", "Playground v2.5 (EDM)"),
+    ("edm_vpred.sigma_max", "an SDXL checkpoint of EDM's v prediction"),
+)
+"""Keys of SDXL networks that were trained with other noise than Stable Diffusion's."""
 
 
 def load_checkpoint(
@@ -30,25 +35,30 @@ def load_checkpoint(
     Weights are float32 on the CPU; elsewhere the UNet keeps the file's half precision (the latter is unmeasured).
 
     Raises:
-        HostError: the file cannot be read, or holds no SD1.x or SD2.x checkpoint; names the file and what it is.
+        HostError: the file cannot be read, or holds no checkpoint of these families; names the file and what it is.
     """
     state = read_weights(path, name)
     unet = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     if "input_blocks.0.0.weight" not in unet:
-        raise HostError(
-            f"'{name}' is {family_of_keys(state)}: headless runs SD1.x and SD2.x checkpoints in a single file"
-        )
+        raise HostError(f"'{name}' is {family_of_keys(state)}: headless runs {RUNS} in a single file")
     layout = UnetLayout(unet, name)
+    _refuse_other_noise(state, name)
     base = Base(
         weights=Weights(_build_unet(unet, layout, name, device)),
         layout=layout,
         prediction=_prediction(unet, state, layout),
-        schedule=_schedule(state),
+        schedule=_schedule(state, layout),
         path=path,
         name=name,
         device=device,
     )
-    return Model(base), read_text_encoder(state, layout.family, name, device), read_autoencoder(state, name, device)
+    clip = read_text_encoder(state, layout.family, name, device)
+    if clip is not None and context_width(clip) != layout.context_width:
+        raise HostError(
+            f"'{name}' has text encoders of width {context_width(clip)} and a UNet that takes {layout.context_width}:"
+            f" a mixed file, or none of {layout.family}; choose another checkpoint"
+        )
+    return Model(base), clip, read_autoencoder(state, name, device)
 
 
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:
@@ -117,6 +127,15 @@ def fill(
     return module.requires_grad_(False).eval()
 
 
+def _refuse_other_noise(state: Mapping[str, Tensor], name: str) -> None:
+    for key, what in _OTHER_NOISE:
+        if key in state:
+            raise HostError(
+                f"'{name}' is {what}: it was not trained on Stable Diffusion's noise schedule and cannot be converted;"
+                " choose an SDXL checkpoint of eps or v prediction"
+            )
+
+
 def _prediction(unet: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: UnetLayout) -> str:
     """ "v" for a file with the marker `v_pred` and for SD2 networks whose biases say so, else "eps"."""
     if "v_pred" in state or f"{PREFIX}v_pred" in state:
@@ -127,6 +146,10 @@ def _prediction(unet: Mapping[str, Tensor], state: Mapping[str, Tensor], layout:
     return "eps"
 
 
-def _schedule(state: Mapping[str, Tensor]) -> NoiseSchedule:
+def _schedule(state: Mapping[str, Tensor], layout: UnetLayout) -> NoiseSchedule:
+    """Zero terminal SNR where the marker `ztsnr` says so; of SDXL files ComfyUI heeds it beside `v_pred` only."""
     schedule = NoiseSchedule.scaled_linear()
-    return schedule.zero_terminal_snr() if "ztsnr" in state or f"{PREFIX}ztsnr" in state else schedule
+    marked = "ztsnr" in state or f"{PREFIX}ztsnr" in state
+    if layout.family == "SDXL" and "v_pred" not in state:
+        marked = False
+    return schedule.zero_terminal_snr() if marked else schedule

@@ -17,6 +17,7 @@ SCHEDULERS = ["simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", 
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _SIZE = ("INT", {"default": 512, "min": 16, "max": 16384, "step": 8, "tooltip": "Pixels."})
+_ORIGINAL = "The size of the picture that training would have taken it from, pixels."
 _SEED = ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Seed of the noise."})
 _STEPS = ("INT", {"default": 20, "min": 1, "max": 10000, "tooltip": "Steps."})
 _CFG = ("FLOAT", {"default": 8.0, "min": 0.0, "max": 100.0, "tooltip": "Classifier-free guidance scale; 1 is none."})
@@ -93,6 +94,41 @@ class CLIPTextEncode:
 
     def encode(self, text: str, clip: Any) -> tuple[Any]:
         return (current().encode_text(clip, text),)
+
+
+class CLIPTextEncodeSDXL:
+    """CONDITIONING of a prompt for each of SDXL's two text encoders, and of the sizes that SDXL is told."""
+
+    RETURN_TYPES, FUNCTION = ("CONDITIONING",), "encode"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        sizes = {name: _pixels(1024, tip) for name, tip in (("width", _ORIGINAL), ("height", _ORIGINAL))}
+        sizes |= {name: _pixels(0, "What was cropped off, pixels.") for name in ("crop_w", "crop_h")}
+        sizes |= {name: _pixels(1024, "The picture's size, pixels.") for name in ("target_width", "target_height")}
+        texts = {name: ("STRING", {"multiline": True}) for name in ("text_g", "text_l")}
+        return {"required": {"clip": ("CLIP",), **sizes, **texts}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, text_g: str = "", text_l: str = "") -> bool:
+        return CLIPTextEncode.VALIDATE_INPUTS(text_g) and CLIPTextEncode.VALIDATE_INPUTS(text_l)
+
+    def encode(
+        self,
+        clip: Any,
+        width: int,
+        height: int,
+        crop_w: int,
+        crop_h: int,
+        target_width: int,
+        target_height: int,
+        text_g: str,
+        text_l: str,
+    ) -> tuple[Any]:
+        sizes = {"width": width, "height": height, "crop_w": crop_w, "crop_h": crop_h}
+        sizes |= {"target_width": target_width, "target_height": target_height}
+        encoded = current().encode_texts(clip, {"l": text_l, "g": text_g})
+        return ([[context, {**more, **sizes}] for context, more in encoded],)
 
 
 class ConditioningZeroOut:
@@ -327,6 +363,10 @@ def _sigmas(model: Any, scheduler: str, steps: int, denoise: float) -> Any:
     return sigmas_for(levels_of(model), scheduler, steps, denoise)
 
 
+def _pixels(default: int, tooltip: str) -> tuple[str, dict[str, Any]]:
+    return "INT", {"default": default, "min": 0, "max": 16384, "tooltip": tooltip}
+
+
 def _image_names() -> list[str]:
     folder = current().directory("input")
     files = folder.iterdir() if folder.is_dir() else ()
@@ -346,6 +386,7 @@ NODES = (
     LoraLoader,
     LoraLoaderModelOnly,
     CLIPTextEncode,
+    CLIPTextEncodeSDXL,
     ConditioningZeroOut,
     EmptyLatentImage,
     LoadImage,

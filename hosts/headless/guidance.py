@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..port import HostError
-from .model import LATENT_SCALE, Model, run_unet
+from . import sdxl
+from .model import Model, run_unet
 from .noise_levels import NoiseLevels
 
 _BLACK = (0.8223, -0.6876, 0.6364, 0.1380)
 """A pixel value of 0 in latents: what inpainting models are given for an image that is not there."""
-_UNDERSTOOD = {"pooled_output", "noise_concat", "concat_latent_image", "concat_mask"}
+_UNDERSTOOD = {"pooled_output", "noise_concat", "concat_latent_image", "concat_mask", *sdxl.SIZE_NAMES}
 
 
 class Denoiser:
@@ -45,6 +46,7 @@ class Denoiser:
         mask: Tensor | None,
     ) -> None:
         self.levels, self._cfg = levels, cfg
+        self._base = model.base
         self._module, self._dtype = model.base.weights.merged(model.patches), model.base.dtype
         self._noise, self._image, self._mask = noise, image, mask
         sides = [positive] if math.isclose(cfg, 1.0) else [positive, negative]
@@ -70,25 +72,41 @@ class Denoiser:
 
     def _denoised(self, x: Tensor, sigma: Tensor) -> Sequence[Tensor]:
         """x_data_hat for every condition, all in one network call."""
-        context, concat = self._calls
-        count = len(context) // len(x)
+        conditioning, concat = self._calls
+        count = len(conditioning["context"]) // len(x)
         x_diff = self.levels.network_input(sigma, x).repeat(count, 1, 1, 1)
         tau = self.levels.timestep(sigma).float().repeat(count)
-        outputs = run_unet(self._module, self._dtype, torch.cat([x_diff, *concat], dim=1), tau, context).chunk(count)
-        return [self.levels.denoised(sigma, output, x) for output in outputs]
+        outputs = run_unet(self._module, self._dtype, torch.cat([x_diff, *concat], dim=1), tau, conditioning)
+        return [self.levels.denoised(sigma, output, x) for output in outputs.chunk(count)]
 
-    def _conditions(self, entries: Sequence[Any]) -> tuple[Tensor, list[Tensor]]:
-        """Contexts (entries · B, tokens, width); what is concatenated to x_diff (entries · B, c, h, w), if anything."""
-        for _, options in entries:
+    def _conditions(self, entries: Sequence[Any]) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """What `run_unet` takes, for entries · B; what is put beside x_diff (entries · B, c, h, w), if anything."""
+        for context, options in entries:
             _refuse_unknown(options)
-        batch = len(self._image)
-        contexts = [repeated(context.to(self._image), batch) for context, _ in entries]
-        tokens = math.lcm(*(context.shape[1] for context in contexts))
-        context = torch.cat([c.repeat(1, tokens // c.shape[1], 1) for c in contexts])
+            self._require_width(context)
+        conditioning = {"context": self._contexts([context for context, _ in entries])}
+        if self._base.layout.family == "SDXL":
+            beside = [sdxl.beside(options, self._image, self._base.layout.pooled_width) for _, options in entries]
+            for name in ("pooled", "sizes"):
+                conditioning[name] = torch.cat([repeated(each[name], len(self._image)) for each in beside])
         more = _first_conv(self._module).weight.shape[1] - self._image.shape[1]
         if more == 0:
-            return context, []
-        return context, [torch.cat([self._extra_channels(options, more) for _, options in entries])]
+            return conditioning, []
+        return conditioning, [torch.cat([self._extra_channels(options, more) for _, options in entries])]
+
+    def _contexts(self, given: Sequence[Tensor]) -> Tensor:
+        """Contexts (entries · B, tokens, width), repeated to one number of tokens."""
+        contexts = [repeated(context.to(self._image), len(self._image)) for context in given]
+        tokens = math.lcm(*(context.shape[1] for context in contexts))
+        return torch.cat([context.repeat(1, tokens // context.shape[1], 1) for context in contexts])
+
+    def _require_width(self, context: Tensor) -> None:
+        layout = self._base.layout
+        if context.shape[-1] != layout.context_width:
+            raise HostError(
+                f"the conditioning is {context.shape[-1]} wide, the {layout.family} model '{self._base.name}' takes"
+                f" {layout.context_width}: it comes from another model's CLIP; connect the CLIP of the same checkpoint"
+            )
 
     def _extra_channels(self, options: dict[str, Any], count: int) -> Tensor:
         """Channels beside the latents (B, count, h, w): given by the conditioning, or mask and image for inpainting."""
@@ -97,7 +115,7 @@ class Denoiser:
             given = torch.cat([self._inpaint_mask(options), self._inpaint_image(options)], dim=1)
         if given is None and count == self._image.shape[1]:
             given = options.get("concat_latent_image")
-            given = torch.zeros_like(self._image) if given is None else given * LATENT_SCALE
+            given = torch.zeros_like(self._image) if given is None else given  # ComfyUI does not scale it either
         if given is None or given.shape[1] != count:
             have = 0 if given is None else given.shape[1]
             raise HostError(
@@ -115,7 +133,7 @@ class Denoiser:
 
     def _inpaint_image(self, options: dict[str, Any]) -> Tensor:
         if "concat_latent_image" in options:
-            image = options["concat_latent_image"].to(self._image) * LATENT_SCALE
+            image = options["concat_latent_image"].to(self._image) * self._base.latent_scale
             return repeated(_resized(image, self._image), len(self._image))
         if self._mask is not None:
             return self._image

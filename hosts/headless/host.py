@@ -113,6 +113,10 @@ class HeadlessHost:
     def encode_text(self, clip: Any, text: str) -> Any:
         return _present(clip, "text encoder").encode(text)
 
+    def encode_texts(self, clip: Any, texts: Mapping[str, str]) -> Any:
+        """CONDITIONING of one prompt for each text encoder: SDXL's "l" and "g"."""
+        return _present(clip, "text encoder").encode(texts)
+
     def encode_image(self, vae: Any, image: Tensor) -> Tensor:
         return _present(vae, "autoencoder").encode(image)
 

@@ -17,8 +17,11 @@ from ..port import ModelFacts
 from .unet_layout import UnetLayout
 from .weights import Patch, Weights
 
-LATENT_SCALE = 0.18215
-"""SD1's and SD2's factor between the autoencoder's latents and the network's."""
+LATENT_SCALES = {"SD1": 0.18215, "SD2": 0.18215, "SDXL": 0.13025}
+"""A family's factor between the autoencoder's latents and the network's."""
+
+_ALIASES = {"add_embedding": "class_embedding"}
+"""Modules of diffusers' UNet, and what some LoRA files call them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,11 @@ class Base:
         return next(self.weights.module.parameters()).dtype
 
     @property
+    def latent_scale(self) -> float:
+        """Factor between the autoencoder's latents and the network's."""
+        return LATENT_SCALES[self.layout.family]
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the checkpoint file; computed once for each version of the file."""
         return _hash_of(self.path, self.path.stat().st_mtime_ns, self.path.stat().st_size)
@@ -46,28 +54,26 @@ class Base:
     @cached_property
     def layer_names(self) -> Mapping[str, str]:
         """Every name that LoRA files use for a layer -> its module's name."""
-        modules = {name for name, module in self.weights.module.named_modules() if hasattr(module, "weight")}
         names = {}
-        for ldm, module in self._ldm_names(modules).items():
+        for ldm, module in self.ldm_names.items():
             names |= dict.fromkeys((f"lora_unet_{ldm.replace('.', '_')}", f"diffusion_model.{ldm}"), module)
-        for module in modules:
-            flat = module.replace(".", "_")
-            processor = module.replace(".to_", ".processor.to_").removesuffix(".0" if ".to_out" in module else "")
-            spellings = (
-                f"lora_unet_{flat}",
-                f"lycoris_{flat}",
-                module,
-                f"unet.{module}",
-                processor,
-                f"unet.{processor}",
-            )
-            names |= dict.fromkeys(spellings, module)
+        for module in self._modules:
+            names |= dict.fromkeys(_spellings(module), module)
+            for own, alias in _ALIASES.items():
+                if module.startswith(f"{own}."):
+                    names |= dict.fromkeys(_spellings(module.replace(own, alias, 1)), module)
         return names
 
-    def _ldm_names(self, modules: set[str]) -> dict[str, str]:
+    @cached_property
+    def ldm_names(self) -> Mapping[str, str]:
+        """The checkpoint's name of a layer (LDM's or SGM's) -> its module's name."""
         known = {key.rpartition(".")[0] for key in self.layout.parameters}
         named = {ldm: self.layout.to_diffusers(ldm) for ldm in known}
-        return {ldm: module for ldm, module in named.items() if module in modules}
+        return {ldm: module for ldm, module in named.items() if module in self._modules}
+
+    @cached_property
+    def _modules(self) -> set[str]:
+        return {name for name, module in self.weights.module.named_modules() if hasattr(module, "weight")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +108,32 @@ class Model:
         )
 
 
-def run_unet(module: nn.Module, dtype: torch.dtype, x_diff: Tensor, tau: Tensor, context: Tensor) -> Tensor:
+def run_unet(
+    module: nn.Module, dtype: torch.dtype, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]
+) -> Tensor:
     """The UNet's output (B, C, h, w) in float32.
 
     Args:
         dtype: of the UNet's weights.
         x_diff: (B, in_channels, h, w).
         tau: (B,), fractional timestep.
-        context: (B, tokens, width).
+        conditioning: "context" (B, tokens, width); SDXL also "pooled" (B, width) and "sizes" (B, 6), in pixels:
+            original height and width, crop's top and left, target height and width.
     """
-    return module(x_diff.to(dtype), tau, encoder_hidden_states=context.to(dtype), return_dict=False)[0].float()
+    context = conditioning["context"].to(dtype)
+    beside = None
+    if "pooled" in conditioning:  # each size is embedded by itself, behind the pooled text
+        beside = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": conditioning["sizes"].float()}
+    return module(x_diff.to(dtype), tau, encoder_hidden_states=context, added_cond_kwargs=beside, return_dict=False)[
+        0
+    ].float()
+
+
+def _spellings(module: str) -> tuple[str, ...]:
+    """What LoRA files call a module that has this name in diffusers."""
+    flat = module.replace(".", "_")
+    processor = module.replace(".to_", ".processor.to_").removesuffix(".0" if ".to_out" in module else "")
+    return (f"lora_unet_{flat}", f"lycoris_{flat}", module, f"unet.{module}", processor, f"unet.{processor}")
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...samplers.denoiser import FlowSampler
 from ..port import HostError
 from .guidance import Denoiser, repeated
-from .model import LATENT_SCALE, Model
+from .model import Model
 from .noise_levels import is_start, levels_of
 from .progress import TqdmProgress
 
@@ -76,7 +76,7 @@ def sample(
     if len(sigmas) == 0:
         return dict(latent), dict(latent)
     device = model.base.device
-    image = _fitting(model, latent["samples"]).to(device, torch.float32) * LATENT_SCALE
+    image = _fitting(model, latent["samples"]).to(device, torch.float32) * model.base.latent_scale
     noise, sigmas = noise.to(device), sigmas.to(device)
     mask = _mask(latent.get("noise_mask"), image)
     levels = levels_of(model)
@@ -85,12 +85,13 @@ def sample(
     x, last = _walk(sampler, denoiser, x, sigmas)
     x = levels.finished(sigmas[-1], x)
     _require_finite(x, sigmas)
-    return _latent(latent, x), _latent(latent, x if last is None else last)
+    last = x if last is None else last
+    return _latent(model, latent, x), _latent(model, latent, last)
 
 
-def _latent(given: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
+def _latent(model: Model, given: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
     """x in the autoencoder's scale, with what else the LATENT carried."""
-    return {**given, "samples": (x / LATENT_SCALE).cpu()}
+    return {**given, "samples": (x / model.base.latent_scale).cpu()}
 
 
 def _walk(sampler: Sampler, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor | None]:

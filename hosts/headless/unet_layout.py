@@ -12,14 +12,25 @@ from torch import Tensor
 from ..port import HostError
 
 PREFIX = "model.diffusion_model."
+RUNS = "SD1.x, SD2.x and SDXL base checkpoints"
+"""What headless runs, in messages."""
+
+SIZES = 6
+"""Numbers of pixels that SDXL is told: original height and width, crop's top and left, target height and width."""
+SIZE_WIDTH = 256
+"""Width of the embedding of each of them."""
 
 _FAMILY_BY_CONTEXT = {768: "SD1", 1024: "SD2"}
+_OTHERS_BY_CONTEXT = {1024: "an SD unCLIP checkpoint", 1280: "an SDXL refiner"}
+"""Networks that take a vector beside the text and are not SDXL."""
 _SD1_HEADS = 8
-_SD2_HEAD_SIZE = 64
+_HEAD_SIZE = 64
 _FIXED = {
     "input_blocks.0.0": "conv_in",
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
     "middle_block.0": "mid_block.resnets.0",
     "middle_block.1": "mid_block.attentions.0",
     "middle_block.2": "mid_block.resnets.1",
@@ -54,13 +65,14 @@ class UnetLayout:
         where: the file's name, for messages.
 
     Attributes:
-        family: "SD1" or "SD2", by the width of the text context.
+        family: "SD1" or "SD2" by the width of the text context, "SDXL" where a vector is taken beside it.
+        pooled_width: of the pooled text embedding that the network takes; 0 where it takes none.
         config: arguments of diffusers' UNet2DConditionModel.
         parameters: the names of the weights, as given.
         blocks: LDM module prefix -> diffusers module prefix ("input_blocks.1.0" -> "down_blocks.0.resnets.0").
 
     Raises:
-        HostError: no SD1 or SD2 UNet, or one that diffusers' blocks cannot express.
+        HostError: no SD1, SD2 or SDXL UNet, or one that diffusers' blocks cannot express.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], where: str) -> None:
@@ -69,6 +81,8 @@ class UnetLayout:
         self.blocks = dict(_FIXED)
         self.levels = self._down()
         self._up()
+        self.context_width = self._context_width()
+        self.pooled_width = max(0, self._vector() - SIZES * SIZE_WIDTH)
         self.family = self._family()
         self.config = self._config()
 
@@ -120,58 +134,78 @@ class UnetLayout:
         self.blocks[f"{ldm}.0"] = f"{diffusers}.resnets.{block}"
         self.blocks[f"{ldm}.1"] = f"{diffusers}.attentions.{block}"
 
-    def _family(self) -> str:
+    def _context_width(self) -> int:
         context = [name for name in self._weights if name.endswith("attn2.to_k.weight")]
-        width = self._shape(context[0])[1] if context else 0
-        if "label_emb.0.0.weight" in self._weights or width not in _FAMILY_BY_CONTEXT:
-            raise HostError(
-                f"'{self._where}' is {_other_family(self._weights, width)}: headless runs SD1.x and SD2.x checkpoints"
-            )
+        return self._shape(context[0])[1] if context else 0
+
+    def _vector(self) -> int:
+        """Width of the vector that is taken beside the text; 0 if there is none."""
+        return self._shape("label_emb.0.0.weight")[1] if "label_emb.0.0.weight" in self._weights else 0
+
+    def _family(self) -> str:
+        width, vector = self.context_width, self._vector()
+        if self.pooled_width and width not in (0, *_FAMILY_BY_CONTEXT, *_OTHERS_BY_CONTEXT):
+            return "SDXL"
+        if vector or width not in _FAMILY_BY_CONTEXT:
+            raise HostError(f"'{self._where}' is {_other_family(width, vector)}: headless runs {RUNS}")
         return _FAMILY_BY_CONTEXT[width]
 
     def _config(self) -> dict[str, Any]:
         channels = tuple(level.channels for level in self.levels)
-        depths = [self._uniform(level.down, "down") for level in self.levels]
-        up_depths = [self._uniform(level.up, "up") for level in reversed(self.levels)]
+        depths = [self._depths(level.down, "down") for level in self.levels]
+        up_depths = [self._depths(level.up, "up") for level in reversed(self.levels)]
         middle, depths_used = self._middle(depths)
-        heads = _SD1_HEADS if self.family == "SD1" else tuple(max(1, c // _SD2_HEAD_SIZE) for c in channels)
+        heads = _SD1_HEADS if self.family == "SD1" else tuple(max(1, c // _HEAD_SIZE) for c in channels)
         proj_in = next(n for n in self._weights if n.endswith(".1.proj_in.weight"))
-        return {
+        return self._vector_config() | {
             "in_channels": self._shape("input_blocks.0.0.weight")[1],
             "out_channels": self._shape("out.2.weight")[0],
             "block_out_channels": channels,
             "layers_per_block": tuple(level.blocks for level in self.levels),
-            "down_block_types": tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths),
-            "up_block_types": tuple("CrossAttnUpBlock2D" if d else "UpBlock2D" for d in up_depths),
+            "down_block_types": tuple("CrossAttnDownBlock2D" if any(d) else "DownBlock2D" for d in depths),
+            "up_block_types": tuple("CrossAttnUpBlock2D" if any(d) else "UpBlock2D" for d in up_depths),
             "mid_block_type": middle,
             "transformer_layers_per_block": depths_used,
-            "reverse_transformer_layers_per_block": tuple(max(d, 1) for d in up_depths),
+            "reverse_transformer_layers_per_block": tuple(up_depths),
             "attention_head_dim": heads,
-            "cross_attention_dim": self._shape(next(n for n in self._weights if n.endswith("attn2.to_k.weight")))[1],
+            "cross_attention_dim": self.context_width,
             "use_linear_projection": len(self._shape(proj_in)) == 2,
         }
 
-    def _middle(self, depths: list[int]) -> tuple[str | None, tuple[int, ...]]:
-        """The middle block's class, and the depths with the middle's in last place, where diffusers looks for it."""
-        used = [max(d, 1) for d in depths]
+    def _vector_config(self) -> dict[str, Any]:
+        if not self.pooled_width:
+            return {}
+        return {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": SIZE_WIDTH,
+            "projection_class_embeddings_input_dim": self._vector(),
+        }
+
+    def _middle(self, depths: list[tuple[int, ...]]) -> tuple[str | None, tuple[tuple[int, ...], ...]]:
+        """The middle block's class, and the depths with the middle's where diffusers looks for it: last level, first.
+
+        Raises:
+            HostError: that place is taken by another depth.
+        """
         if "middle_block.0.in_layers.0.weight" not in self._weights:
-            return None, tuple(used)
+            return None, tuple(depths)
         depth = self._depth("middle_block.1")
         if not depth:
-            return "UNetMidBlock2D", tuple(used)
-        if depths[-1] not in (0, depth):
+            return "UNetMidBlock2D", tuple(depths)
+        last = depths[-1]
+        if last and last[0] not in (0, depth):
             raise HostError(
-                f"'{self._where}' has {depth} transformer layers in the middle of its UNet and {depths[-1]} before:"
+                f"'{self._where}' has {depth} transformer layers in the middle of its UNet and {last[0]} before:"
                 " not supported"
             )
-        return "UNetMidBlock2DCrossAttn", (*used[:-1], depth)
+        return "UNetMidBlock2DCrossAttn", (*depths[:-1], (depth, *last[1:]))
 
-    def _uniform(self, depths: list[int], side: str) -> int:
-        if len(set(depths)) > 1:
+    def _depths(self, depths: list[int], side: str) -> tuple[int, ...]:
+        if any(depths) and not all(depths):
             raise HostError(
-                f"'{self._where}' mixes {side} blocks of different transformer depth on one level: not supported"
+                f"'{self._where}' mixes {side} blocks with and without attention on one level: not supported"
             )
-        return depths[0] if depths else 0
+        return tuple(depths)
 
     def _depth(self, block: str) -> int:
         return self._count(f"{block}.transformer_blocks") if f"{block}.proj_in.weight" in self._weights else 0
@@ -189,13 +223,11 @@ class UnetLayout:
         return tuple(self._weights[name].shape)
 
 
-def _other_family(weights: Mapping[str, Tensor], width: int) -> str:
-    if "label_emb.0.0.weight" in weights:
-        adm = int(weights["label_emb.0.0.weight"].shape[1])
-        return {2816: "an SDXL checkpoint", 2560: "an SDXL refiner"}.get(
-            adm, f"an SD unCLIP checkpoint (vector of {adm})"
-        )
-    return f"a UNet with text context of width {width}" if width else "a UNet without text context"
+def _other_family(width: int, vector: int) -> str:
+    if vector and width in _OTHERS_BY_CONTEXT:
+        return _OTHERS_BY_CONTEXT[width]
+    beside = f" and a vector of {vector} beside it" if vector else ""
+    return f"a UNet with text context of width {width}{beside}" if width else "a UNet without text context"
 
 
 def family_of_keys(keys: Iterable[str]) -> str:

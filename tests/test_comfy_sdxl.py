@@ -1,0 +1,75 @@
+"""SDXL in the real ComfyUI and headless: needs COMFYUI_DIR and, for its 3 GB of random weights, D2F_SDXL.
+
+    COMFYUI_DIR=path/to/ComfyUI D2F_SDXL=1 make test
+
+D2F_SDXL may be a folder: the checkpoint is kept there. It takes 8 GB of memory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from comfy_graphs import sdxl
+from comfy_server import ComfyServer, comfy_dir
+from safetensors.torch import save_file
+from test_comfy_host import BOUND, distance, headless, pixels, record
+
+from diff2flow_nodes.bench.random_prior import build_random
+
+pytestmark = [
+    pytest.mark.comfy,
+    pytest.mark.skipif(
+        comfy_dir() is None or not os.environ.get("D2F_SDXL"), reason="needs COMFYUI_DIR and D2F_SDXL=1"
+    ),
+]
+
+LAYERS = {
+    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k": (640, 2048),
+    "lora_unet_input_blocks_0_0": (320, 4, 3, 3),
+    "lora_unet_label_emb_0_0": (1280, 2816),
+    "lora_unet_down_blocks_2_attentions_1_transformer_blocks_1_attn1_to_q": (1280, 1280),
+    "lora_unet_up_blocks_0_resnets_2_conv1": (1280, 1920, 3, 3),
+    "lora_unet_add_embedding_linear_2": (1280, 1280),
+    "lora_te1_text_model_encoder_layers_3_mlp_fc1": (3072, 768),
+    "lora_te2_text_model_encoder_layers_30_self_attn_q_proj": (1280, 1280),
+    "lora_te2_text_projection": (1280, 1280),
+}
+"""Names of all kinds that SDXL LoRAs use, and their weights' shapes."""
+
+
+def write_lora(path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    state = {}
+    for name, (outputs, inputs, *kernel) in LAYERS.items():
+        state[f"{name}.lora_down.weight"] = torch.randn(4, inputs, *kernel, generator=random) * inputs**-0.5
+        state[f"{name}.lora_up.weight"] = torch.randn(outputs, 4, *[1] * len(kernel), generator=random) * 0.2
+        state[f"{name}.alpha"] = torch.tensor(4.0)
+    save_file(state, str(path))
+
+
+def test_sdxl_is_the_same_in_both_hosts(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    server = ComfyServer(comfy_dir(), tmp_path)
+    kept = Path(os.environ["D2F_SDXL"])
+    checkpoint = (kept if kept.is_dir() else tmp_path) / "sdxl_random.safetensors"
+    if not checkpoint.exists():
+        build_random(checkpoint, levels=3, blocks=2, family="SDXL")
+    (tmp_path / "models" / "checkpoints" / "sdxl.safetensors").symlink_to(checkpoint)
+    write_lora(tmp_path / "models" / "loras" / "sdxl.safetensors")
+    graph = sdxl("sdxl.safetensors", "sdxl.safetensors")
+    with server:
+        files = server.run(graph)
+    assert "lora key not loaded" not in server.log.read_text(errors="replace")
+    elsewhere, said = headless(server, graph)  # ComfyUI has ended: both at once would need 14 GB
+    assert "lora key not loaded" not in said
+    names = ("stock", "sized", "ours", "tuned")
+    here = {name: pixels(files[name]) for name in names}
+    found = {
+        name: distance(here[name], pixels([f for f in elsewhere if f.name.startswith(f"{name}_")])) for name in names
+    }
+    effects = {f"{name}_effect": float(np.abs(here[name] - here["stock"]).mean()) for name in ("sized", "tuned")}
+    record(request, **found, **effects)
+    assert max(found.values()) <= BOUND and min(effects.values()) > BOUND
