@@ -179,12 +179,13 @@ def test_bad_optimizer_settings_are_named(values, message):
 
 def test_every_item_is_seen_once_an_epoch_and_batches_are_a_function_of_seed_and_step():
     five = (tuple(range(5)),)
-    batches = [draws.batch_indices(five, 3, seed=1, step=step) for step in range(10)]
+    order = draws.Order(five, 3, seed=1)
+    batches = [order.batch(step) for step in range(10)]
     flat = [index for batch in batches for index in batch]
     assert all(sorted(flat[i : i + 5]) == [0, 1, 2, 3, 4] for i in range(0, 30, 5))
-    assert draws.batch_indices((tuple(range(5)),), 3, seed=1, step=7) == batches[7]
-    assert [draws.batch_indices(five, 3, seed=2, step=step) for step in range(10)] != batches
-    assert sorted(draws.batch_indices(((0, 1),), 4, seed=0, step=0)) == [0, 0, 1, 1]
+    assert draws.Order(five, 3, seed=1).batch(7) == batches[7]
+    assert [draws.Order(five, 3, seed=2).batch(step) for step in range(10)] != batches
+    assert sorted(draws.Order(((0, 1),), 4, seed=0).batch(0)) == [0, 0, 1, 1]
 
 
 def test_a_network_without_a_chosen_layer_is_refused(tmp_path):

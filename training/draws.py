@@ -50,18 +50,6 @@ def dropouts(count: int, probability: float, seed: int, step: int) -> list[bool]
     return (torch.rand(count, generator=generator(seed, "dropouts", step)) < probability).tolist()
 
 
-def batch_indices(buckets: Buckets, batch_size: int, seed: int, step: int) -> list[int]:
-    """Items of a step's batch, all of one bucket: a function of its arguments alone; see `Order`.
-
-    What was drawn for the buckets and seed of the last call is kept, so that steps one after the other cost little.
-    """
-    order = _last_order[0] if _last_order else None
-    if order is None or not order.is_of(buckets, batch_size, seed):
-        order = Order(buckets, batch_size, seed)
-        _last_order[:] = [order]
-    return order.batch(step)
-
-
 class Order:
     """The order in which a run sees its items.
 
@@ -92,10 +80,6 @@ class Order:
     def steps_per_epoch(self) -> int:
         """Batches in an epoch."""
         return sum(self._batches)
-
-    def is_of(self, buckets: Buckets, batch_size: int, seed: int) -> bool:
-        """Whether this is the order of these very buckets."""
-        return self._buckets is buckets and (self._batch_size, self._seed) == (batch_size, seed)
 
     def batch(self, step: int) -> list[int]:
         """Items of the batch of step 0, 1, 2, ..."""
@@ -132,6 +116,3 @@ class _Passes:
             draw = generator(self._seed, self._purpose, number)
             self._orders[number] = torch.randperm(self._count, generator=draw).to(torch.int32)
         return int(self._orders[number][place])
-
-
-_last_order: list[Order] = []

@@ -83,7 +83,7 @@ def _modelspec(run: Run) -> dict[str, str]:
 
 
 def _kohya(run: Run) -> dict[str, str]:
-    settings, lora = run.settings, run.lora
+    settings, lora, moved = run.settings, run.lora, run.settings.optimizer
     _, base = _architecture(run.backbone)
     rank = "Dynamic" if lora.rank_ratio else str(lora.rank)
     alpha = _alpha(lora)
@@ -103,12 +103,15 @@ def _kohya(run: Run) -> dict[str, str]:
         "ss_sd_model_hash": run.backbone.base_hash[:10],
         "ss_learning_rate": str(settings.learning_rate),
         "ss_unet_lr": str(settings.learning_rate),
-        "ss_text_encoder_lr": "None",
-        "ss_optimizer": f"torch.optim.adamw.AdamW(weight_decay={settings.weight_decay})",
-        "ss_lr_scheduler": "constant_with_warmup" if settings.warmup_steps else "constant",
-        "ss_lr_warmup_steps": str(settings.warmup_steps),
-        "ss_max_grad_norm": str(settings.max_grad_norm),
-        "ss_mixed_precision": settings.precision,
+        "ss_text_encoder_lr": str(settings.learning_rate * moved.text_rate) if lora.text_encoder else "None",
+        "ss_optimizer": f"{moved.name}(weight_decay={moved.weight_decay},betas=({moved.beta1}, {moved.beta2}))",
+        "ss_lr_scheduler": moved.schedule,
+        "ss_lr_warmup_steps": str(moved.warmup_steps),
+        "ss_max_grad_norm": str(moved.max_grad_norm),
+        "ss_gradient_accumulation_steps": str(moved.accumulation),
+        "ss_gradient_checkpointing": str(moved.checkpointing),
+        "ss_caption_dropout_rate": str(settings.objective.caption_dropout),
+        "ss_mixed_precision": moved.precision,
         "ss_max_train_steps": str(settings.steps),
         "ss_steps": str(run.steps),
         "ss_seed": str(settings.seed),
