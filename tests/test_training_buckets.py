@@ -110,9 +110,9 @@ def test_every_batch_is_of_one_bucket_and_every_epoch_has_all():
 
 
 def test_each_bucket_is_seamless_over_passes_and_epochs():
-    streams = {0: [], 1: [], 2: []}
+    streams, order = {0: [], 1: [], 2: []}, draws.Order(BUCKETS, 2, seed=4)
     for step in range(7 * 14):
-        batch = draws.batch_indices(BUCKETS, 2, seed=4, step=step)
+        batch = order.batch(step)
         streams[_bucket_of(batch)] += batch
     passes = [streams[0][i : i + 7] for i in range(0, 7 * 16, 7)]
     assert all(sorted(one) == list(range(7)) for one in passes) and len({tuple(one) for one in passes}) > 10
@@ -120,19 +120,20 @@ def test_each_bucket_is_seamless_over_passes_and_epochs():
 
 
 def test_batches_are_a_function_of_their_arguments_alone():
-    steps = [draws.batch_indices(BUCKETS, 3, 1, step) for step in range(40)]
+    order, other = draws.Order(BUCKETS, 3, 1), draws.Order(BUCKETS, 3, 2)
+    steps = [order.batch(step) for step in range(40)]
     assert [draws.Order(BUCKETS, 3, 1).batch(step) for step in range(40)] == steps
-    assert draws.batch_indices(BUCKETS, 2, 1, 5) == draws.Order(BUCKETS, 2, 1).batch(5)
-    assert draws.batch_indices(BUCKETS, 3, 1, 39) == steps[39] and draws.batch_indices(BUCKETS, 3, 1, 3) == steps[3]
-    assert [draws.batch_indices(BUCKETS, 3, 2, step) for step in range(40)] != steps
+    assert order.batch(39) == steps[39] and order.batch(3) == steps[3]
+    assert [other.batch(step) for step in range(40)] != steps
 
 
 def test_permutations_are_drawn_once_a_pass(monkeypatch):
     buckets = tuple(tuple(range(100 * b, 100 * b + 100)) for b in range(3))
     drawn, randperm = [], torch.randperm
     monkeypatch.setattr(torch, "randperm", lambda count, **options: drawn.append(count) or randperm(count, **options))
+    order = draws.Order(buckets, 4, 0)
     for step in range(75 * 2):  # two epochs, two passes of each bucket
-        draws.batch_indices(buckets, 4, 0, step)
+        order.batch(step)
     assert sorted(drawn) == [75] * 2 + [100] * 6
 
 

@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 
 from diff2flow_nodes.tests.training_fakes import SilentProgress, TinyBackbone, tiny_job
 from diff2flow_nodes.training.finetune import finetune
-from diff2flow_nodes.training.layers import PRESETS, LoraSettings
+from diff2flow_nodes.training.layers import PRESETS
 from diff2flow_nodes.training.loop import NonFiniteError
 from diff2flow_nodes.training.lora_file import free_path, load_lora, read_metadata, save_lora
 from diff2flow_nodes.training.objective import ObjectiveSettings
+from diff2flow_nodes.training.product import Output
 
 STATE = {
     "lora_unet_mid.lora_down.weight": torch.ones(2, 4),
@@ -107,7 +108,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path):
 @pytest.mark.parametrize("name", ["../out", "/etc/lora", "a/../../b", "", " ", "a/", 'a"b'])
 def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="output_name: the name"):
-        LoraOutput(tmp_path, name)
+        Output(tmp_path, name)
 
 
 def test_an_interrupted_run_says_how_far_it_came(tmp_path):
@@ -120,13 +121,13 @@ def test_an_interrupted_run_says_how_far_it_came(tmp_path):
 def test_a_failure_names_the_file_that_was_saved(tmp_path):
     class Exploding(TinyBackbone):
         def __call__(self, *args):
-            return super().__call__(*args) * (float("nan") if len(self.batch_sizes) > 2 else 1.0)
+            return super().__call__(*args) * (float("nan") if len(self.batch_sizes) > 3 else 1.0)
 
     with pytest.raises(
-        ValueError, match="at step 3 of 3.*the 2 steps before it are saved as 'style.safetensors'"
+        ValueError, match="at step 3 of 3.*2 steps are saved as 'style.safetensors'"
     ) as caught:
         _finetune(tmp_path, Exploding())
-    assert isinstance(caught.value.__cause__, NonFiniteError)
+    assert isinstance(caught.value, NonFiniteError)
     assert read_metadata(tmp_path / "loras" / "style.safetensors")["ss_steps"] == "2"
 
 
@@ -146,4 +147,4 @@ def test_what_is_no_lora_is_named(tmp_path):
 
 def test_an_unknown_dtype_is_named(tmp_path):
     with pytest.raises(ValueError, match="save_dtype"):
-        LoraOutput(tmp_path, "a", dtype="int8")
+        Output(tmp_path, "a", dtype="int8")

@@ -10,13 +10,29 @@ import torch
 from PIL import Image
 
 from diff2flow_nodes import hosts
-from diff2flow_nodes.nodes import Diff2FlowImageDataset, Diff2FlowImages, Diff2FlowLoraConfig, Diff2FlowTrain
+from diff2flow_nodes.nodes import (
+    Diff2FlowImageDataset,
+    Diff2FlowImages,
+    Diff2FlowLoraConfig,
+    Diff2FlowLossConfig,
+    Diff2FlowOptimizerConfig,
+    Diff2FlowTrain,
+    Diff2FlowTrainWatch,
+)
 from diff2flow_nodes.tests.training_fakes import FakeHost, SilentProgress
 from diff2flow_nodes.training.layers import PRESETS
 from diff2flow_nodes.training.lora_file import load_lora
 from diff2flow_nodes.training.plot import loss_plot, running_mean
 
-NODES = [Diff2FlowImageDataset, Diff2FlowImages, Diff2FlowLoraConfig, Diff2FlowTrain]
+NODES = [
+    Diff2FlowImageDataset,
+    Diff2FlowImages,
+    Diff2FlowLoraConfig,
+    Diff2FlowLossConfig,
+    Diff2FlowOptimizerConfig,
+    Diff2FlowTrain,
+    Diff2FlowTrainWatch,
+]
 
 
 @pytest.fixture
@@ -52,7 +68,8 @@ def _train(dataset, **inputs):
 def test_from_a_folder_to_a_lora(host):
     dataset, summary = Diff2FlowImageDataset().build("ink", "vae", "clip", 32, trigger="inkstyle")
     assert "3 images of 32×32 px" in summary and len(host.encoded) == 3 + 4
-    model, name, picture = _train(dataset, recommended_steps=9, recommended_cfg=3.5, loss=Diff2FlowLossConfig().build(t_range="full")[0])
+    [loss] = Diff2FlowLossConfig().build(t_range="full")
+    model, name, picture = _train(dataset, recommended_steps=9, recommended_cfg=3.5, loss=loss)
     assert (model, name) == ("model+lora", "ink.safetensors")
     assert picture.ndim == 4 and picture.shape[0] == 1 and picture.shape[3] == 3 and picture.dtype == torch.float32
     [(state, strength, metadata)] = host.applied

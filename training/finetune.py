@@ -168,7 +168,8 @@ class _Session:
         _LOG.info("%s: %s", job.output.name, text)
         if not job.keeping.memory_check:
             return
-        needed = estimate(job.backbone.module, job.settings, lambda: self._loop.micro_loss(self._largest(), 0))
+        largest = self._loop.micro_batch(self._largest(), 0)
+        needed = estimate(job.backbone.module, job.settings, lambda: self._loop.loss(largest))
         if needed is not None:
             _LOG.info("Memory: %s", needed)
             require_room(needed, job.backbone.device, job.settings)
@@ -283,7 +284,7 @@ class _Session:
             return
         self._save_state()
         name = self._saved_product().name
-        kept = f"the {self._loop.step} steps before it are saved as '{name}'; queue again to go on from there"
+        kept = f"{self._loop.step} steps are saved as '{name}'; queue again to go on from there"
         _LOG.warning("The run '%s' ended early (%s): %s", self._folder.path.name, type(error).__name__, kept)
         if isinstance(error, ValueError):
             error.args = (f"{error}; {kept}",)

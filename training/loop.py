@@ -46,6 +46,15 @@ class StepReport:
     learning_rate: float
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one network call trains on, on the CPU: items, their noise (B, *dims) and flow times (B,)."""
+
+    batch: Batch
+    x_noise: Tensor
+    t: Tensor
+
+
 Report = Callable[[StepReport], None]
 
 
@@ -85,6 +94,8 @@ class Loop:
         self.losses: list[float] = []
         self.intact = True
         self.objective = Objective(settings.objective, backbone.schedule, backbone.prediction)
+        # Its table is made before `memory.estimate` traces the loss with tensors that hold nothing.
+        self.objective.alignment.timestep(torch.zeros(1, device=backbone.device))
         self._backbone, self._dataset, self._settings, self._processes = backbone, dataset, settings, processes
         self._adapters, self._options = adapters, settings.optimizer
         _require_parts(settings, processes)
@@ -161,25 +172,25 @@ class Loop:
             if kept:  # going there and back rounds: put back to the bit
                 restore(self._parameters, kept)
 
-    def micro_loss(self, indices: list[int], step: int, micro: int = 0) -> Tensor:
-        """Loss () of this process's part of a batch, with its graph."""
-        size, device = len(indices), self._backbone.device
+    def micro_batch(self, indices: list[int], step: int, micro: int = 0) -> MicroBatch:
+        """This process's part of a micro-batch of a step."""
+        size, seed = len(indices), self._settings.seed
         part = self._processes.part(size, micro, self._options.accumulation)
-        batch = self._batch(indices, step, part)
+        flips = draws.flips(size, seed, step)
+        dropped = draws.dropouts(size, self._settings.objective.caption_dropout, seed, step)
+        batch = self._dataset.batch(indices[part], flips[part], dropped[part])
+        x_noise = draws.noise((size, *batch.latent.shape[1:]), seed, step)[part]
+        return MicroBatch(batch, x_noise, self.objective.times(draws.uniform(size, seed, step)[part]))
+
+    def loss(self, micro: MicroBatch) -> Tensor:
+        """Its loss (), with its graph."""
+        batch, device = micro.batch, self._backbone.device
         x_data = self._backbone.scale_latent(batch.latent.to(device)).float()
-        seed = self._settings.seed
-        x_noise = draws.noise((size, *x_data.shape[1:]), seed, step)[part].to(device)
-        t = self.objective.times(draws.uniform(size, seed, step)[part]).to(device)
+        x_noise, t = micro.x_noise.to(device), micro.t.to(device)
         mask = None if batch.mask is None else batch.mask.to(device)
         with self._autocast():
             conditioning = conditioned(self._backbone, batch, self._adapters.trains_text)
             return self.objective.loss(self._backbone, x_data, x_noise, t, conditioning, mask).mean()
-
-    def _batch(self, indices: list[int], step: int, part: slice) -> Batch:
-        seed, size = self._settings.seed, len(indices)
-        flips = draws.flips(size, seed, step)
-        dropped = draws.dropouts(size, self._settings.objective.caption_dropout, seed, step)
-        return self._dataset.batch(indices[part], flips[part], dropped[part])
 
     def _gradient(self, step: int) -> Tensor:
         """Forward and backward of a step, averaged over micro-batches and processes; its loss ()."""
@@ -187,7 +198,7 @@ class Loop:
         count, total = self._options.accumulation, torch.zeros((), device=self._backbone.device)
         indices = self._order.batch(step)
         for micro in range(count):
-            loss = self.micro_loss(indices, step, micro) / count
+            loss = self.loss(self.micro_batch(indices, step, micro)) / count
             self._scaler.scale(loss).backward()
             total += loss.detach()
         if self._processes.count > 1:
@@ -252,7 +263,7 @@ class Loop:
 
 
 def conditioned(backbone: Backbone, batch: Batch, live_text: bool = False) -> dict[str, Tensor]:
-    """What the network takes beside x and tau; with `live_text` the captions are encoded now, by encoders in training."""
+    """What the network takes beside x and tau; with `live_text` captions are encoded now, by the encoders."""
     device = backbone.device
     if live_text:
         context, pooled = backbone.text.encode(batch.captions)

@@ -88,14 +88,15 @@ class Events:
     """Entries sent to the page, at most four steps a second; everything else at once."""
 
     def __init__(self, progress: Progress) -> None:
-        self._progress, self._sent = progress, 0.0
+        self._progress, self._sent = progress, -_EVENT_SECONDS
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Sends an entry unless one was sent just now."""
-        now = time.monotonic()
-        if entry["kind"] == "step" and now - self._sent < _EVENT_SECONDS:
-            return
-        self._sent = now
+        if entry["kind"] == "step":
+            now = time.monotonic()
+            if now - self._sent < _EVENT_SECONDS:
+                return
+            self._sent = now
         self._progress.event(entry)
 
     def close(self) -> None:
