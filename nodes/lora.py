@@ -162,7 +162,7 @@ def _every_presets_inputs() -> dict[str, Any]:
             {
                 "default": False,
                 "tooltip": "Every preset: DoRA, which trains the length of each output's weights apart from their"
-                " direction; closer to full finetuning at a low rank, slower by about a third. Saved as .dora_scale in"
+                " direction; closer to full finetuning at a low rank, and slower. Saved as .dora_scale in"
                 " the reading of ComfyUI and Forge; other programs weigh it differently or ignore it.",
             },
         ),

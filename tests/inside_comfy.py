@@ -36,8 +36,10 @@ N = pack.NODE_CLASS_MAPPINGS
 CONTEXT = {"SD15": 768, "SD20": 1024, "SDXL": 2048}
 
 
-def network(family: str = "SD15", v: bool = False, in_channels: int = 4, seed: int = 0) -> Any:
-    """ModelPatcher of a small UNet with random weights."""
+def network(
+    family: str = "SD15", v: bool = False, in_channels: int = 4, seed: int = 0, stored: torch.dtype = torch.float32
+) -> Any:
+    """ModelPatcher of a small UNet with random weights, kept in `stored` and computed in float32."""
     config_class = getattr(comfy.supported_models, family)
     unet = {
         "image_size": 32, "in_channels": in_channels, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1],
@@ -50,14 +52,15 @@ def network(family: str = "SD15", v: bool = False, in_channels: int = 4, seed: i
         unet["num_classes"] = "sequential"
     config = config_class(unet)
     config.unet_config["num_head_channels"] = 8
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(stored, None if stored == torch.float32 else torch.float32)
     kind = comfy.model_base.ModelType.V_PREDICTION if v else comfy.model_base.ModelType.EPS
     base = comfy.model_base.SDXL if family == "SDXL" else comfy.model_base.BaseModel
     torch.manual_seed(seed)
     model = base(config, model_type=kind)
     for name, parameter in model.named_parameters():
         scale = (2.0 if "emb" in name else 1.0) / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1
-        parameter.data = torch.randn(parameter.shape) * scale + (1.0 if _is_norm(name, parameter) else 0.0)
+        values = torch.randn(parameter.shape) * scale + (1.0 if _is_norm(name, parameter) else 0.0)
+        parameter.data = values.to(parameter.dtype)
     model.diffusion_model.register_forward_hook(_quiet if v else _near_eps)
     if in_channels > 4:
         model.set_inpaint()
@@ -468,6 +471,70 @@ def check_lora_kinds() -> dict[str, float]:
                 effect = (once - plain).abs().max()
                 found[name] = float((once - trained).abs().max() / effect)
     assert max(found.values()) < 1e-3, found
+    return found
+
+
+def check_stored_formats() -> dict[str, int]:
+    """Weights in fp16, bf16 and fp8 train in place: the frozen ones stay where and what they are."""
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.training.adapters import trainable
+    from diff2flow_nodes.training.layers import GROUPS, LoraSettings
+
+    found = {}
+    for stored in (torch.float16, torch.bfloat16, torch.float8_e4m3fn):
+        model = network(stored=stored)
+        for dora in (False, True):
+            settings = LoraSettings(groups=GROUPS, rank=4, alpha=4.0, ends_in_full=True, dora=dora)
+            if dora and stored == torch.float8_e4m3fn:
+                continue
+            with current().training(model) as backbone:
+                before = {p.data_ptr(): p.dtype for p in backbone.module.parameters()}
+                plain = bare(backbone.module)
+                with trainable(backbone, settings, 0) as adapters:
+                    assert torch.equal(bare(backbone.module), plain), (stored, dora)
+                    moved(adapters)
+                    bare(backbone.module).square().mean().backward()
+                    trained = {id(p) for p in adapters.parameters()}
+                    assert all(p.dtype == p.grad.dtype == torch.float32 for p in adapters.parameters())
+                    assert all(p.grad.isfinite().all() for p in adapters.parameters())
+                    others = {p.data_ptr(): p.dtype for p in backbone.module.parameters() if id(p) not in trained}
+                    assert others == before and set(before.values()) == {stored}, (stored, dora)
+            found[f"{stored} {'dora' if dora else 'lora'}"] = len(others)
+    return found
+
+
+def check_full_finetuning() -> dict[str, float]:
+    """Preset full trains every parameter, writes them into a checkpoint, and puts the very originals back."""
+    import tempfile
+
+    from safetensors.torch import load_file, save_file
+
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.training.adapters import trainable
+    from diff2flow_nodes.training.checkpoint_file import save_checkpoint
+    from diff2flow_nodes.training.layers import PRESETS
+
+    model, found = network(stored=torch.float16), {}
+    unet = model.model.diffusion_model
+    with tempfile.TemporaryDirectory() as folder, current().training(model) as backbone:
+        base, path = Path(folder) / "base.safetensors", Path(folder) / "tuned.safetensors"
+        save_file({f"model.diffusion_model.{k}": v.contiguous() for k, v in unet.state_dict().items()}, base)
+        backbone.base_path = base
+        originals, plain = list(unet.parameters()), bare(unet)
+        with trainable(backbone, PRESETS["full"], 0) as full:
+            assert full.size == sum(p.numel() for p in originals)
+            found["fresh"] = float((bare(unet) - plain).detach().abs().max())
+            optimizer = torch.optim.SGD(full.parameters(), lr=1e-3)
+            bare(unet).square().mean().backward()
+            assert all(p.grad is not None and p.grad.isfinite().all() for p in full.parameters())
+            optimizer.step()
+            found["moved"] = float((bare(unet) - plain).detach().abs().max())
+            save_checkpoint(path, base, full.tensors, {"diff2flow.version": "1"}, torch.float32)
+            saved, values = load_file(path), full.state()
+        assert all(a is b for a, b in zip(unet.parameters(), originals, strict=True))
+        assert torch.equal(bare(unet), plain)
+        assert saved.keys() == values.keys() and all(torch.equal(saved[key], values[key]) for key in saved)
+    assert found["fresh"] == 0.0 and found["moved"] > 1e-4, found
     return found
 
 

@@ -75,6 +75,20 @@ def test_metadata(tmp_path):
     assert all(isinstance(value, str) for value in m.values())
 
 
+def test_metadata_counts_what_is_trained_and_tells_the_files_alpha(tmp_path):
+    backbone = TinyBackbone()
+    total = sum(p.numel() for p in backbone.module.parameters())
+    lora = LoraSettings(rank=4, alpha=3.0, rslora=True, dora=True, exclude=("*attn2*",))
+    result = _finetune(tmp_path, backbone, lora, steps=1)
+    m, trained = result.metadata, int(result.metadata["diff2flow.trained_parameters"])
+    weights = [t for key, t in result.state.items() if not key.endswith(".alpha")]
+    assert trained == sum(t.numel() for t in weights)
+    assert float(m["diff2flow.trained_share"]) == pytest.approx(trained / total, rel=1e-5)
+    assert m["ss_network_alpha"] == "6" and json.loads(m["ss_network_args"])["dora_wd"] == "True"
+    assert {float(t) for key, t in result.state.items() if key.endswith(".alpha")} == {6.0}
+    assert json.loads(m["diff2flow.lora"])["exclude"] == ["*attn2*"]
+
+
 def test_a_native_range_starts_at_the_terminal(tmp_path):
     m = _finetune(tmp_path).metadata
     assert m["diff2flow.start"] == "terminal" and m["diff2flow.t_range"] == "0.06404246,0.9716595"

@@ -102,7 +102,7 @@ class TinyBackbone:
         yield self
 
     def checkpoint_names(self) -> Mapping[str, str]:
-        names = [name for name, _ in self.module.named_parameters()]
+        names = [name for name, _ in self.module.named_parameters(remove_duplicate=False)]
         return {name: f"model.diffusion_model.{name}" for name in names}
 
 

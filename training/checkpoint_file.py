@@ -97,17 +97,22 @@ def require_base(backbone: Backbone) -> None:
         raise ValueError(
             f"{where} made from its base, which must be a .safetensors file, not '{path.name}'; convert it first"
         )
-    contents = read_contents(path)
-    sizes = {name: parameter.numel() for name, parameter in backbone.module.named_parameters(remove_duplicate=False)}
-    names = backbone.checkpoint_names()
-    for name, size in sizes.items():
-        if name not in names or names[name] not in contents.entries:
+    _require_tensors(read_contents(path), backbone)
+
+
+def _require_tensors(contents: SafetensorsFile, backbone: Backbone) -> None:
+    names, file = backbone.checkpoint_names(), contents.path.name
+    for path, parameter in backbone.module.named_parameters(remove_duplicate=False):
+        key = names.get(path, path)
+        if path not in names or key not in contents.entries:
             raise ValueError(
-                f"{where} made from its base, but '{path.name}' has no tensor '{names.get(name, name)}': choose a full"
-                " checkpoint in the original Stable Diffusion layout"
+                f"preset full: the base checkpoint '{file}' has no tensor '{key}', so that none can be made from it;"
+                " choose a full checkpoint in the original Stable Diffusion layout"
             )
-        if _count(contents.entries[names[name]]["shape"]) != size:
-            raise ValueError(f"the tensor '{names[name]}' of '{path.name}' has another size than the model's")
+        if _count(contents.entries[key]["shape"]) != parameter.numel():
+            raise ValueError(
+                f"preset full: the tensor '{key}' of '{file}' has another size than the model's; choose another base"
+            )
 
 
 def save_checkpoint(
