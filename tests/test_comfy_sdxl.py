@@ -2,7 +2,7 @@
 
     COMFYUI_DIR=path/to/ComfyUI D2F_SDXL=1 make test
 
-D2F_SDXL may be a folder: the checkpoint is kept there. It takes 8 GB of memory.
+D2F_SDXL may be a folder: the checkpoint is kept there. It takes 4 minutes on two cores and 10 GB of memory.
 """
 
 from __future__ import annotations
