@@ -326,6 +326,21 @@ def test_the_latents_scale_is_sdxls(host, loaded, conditions):
     assert torch.allclose(out, image["samples"] + 2.0 * noise / 0.13025, atol=1e-4)
 
 
+def test_the_image_beside_the_latents(host):
+    """As ComfyUI hands it on: to 8-channel networks as it is, to 9-channel ones (after the mask) in their scale."""
+    image, seen = torch.randn(1, 4, 8, 8), {}
+    for channels in (8, 9):
+        make(host, "beside.safetensors", in_channels=channels, text=False)
+        model = host.load_checkpoint("beside.safetensors")[0]
+        conv = model.base.weights.module.conv_in
+        conv.register_forward_pre_hook(lambda _, arguments, channels=channels: seen.update({channels: arguments[0]}))
+        more = {"pooled_output": torch.zeros(1, POOLED), "concat_latent_image": image}
+        side = [[torch.zeros(1, 77, 128), {**more, "concat_mask": torch.ones(1, 64, 64)}]]
+        sampled(model, (side, side), cfg=1.0, steps=1, latent={"samples": image * 0})
+    assert torch.allclose(seen[8][:, 4:], image) and torch.allclose(seen[9][:, 5:], image * 0.13025, atol=1e-6)
+    assert torch.equal(seen[9][:, 4:5], torch.ones(1, 1, 8, 8))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
