@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ..bench import ldm_layout, text_weights
 
-CONTEXT = {"SD1": 768, "SD2": 1024}
+CONTEXT = {"SD1": 768, "SD2": 1024, "SDXL": 128}
+SDXL_TEXT = (64, 64)
+"""Widths of SDXL's two text encoders here, 768 and 1280 in earnest: they make its context and its pooled text."""
 
 
 def make_checkpoint(
@@ -30,13 +32,18 @@ def make_checkpoint(
     text: bool = True,
     markers: tuple[str, ...] = (),
 ) -> Path:
-    """Writes a checkpoint with seeded random weights: one resnet a block, `attended` levels with attention."""
+    """Writes a checkpoint with seeded random weights: one resnet a block, `attended` levels with attention.
+
+    SDXL's text encoders are far narrower than the real ones.
+    """
     torch.manual_seed(0)
     attended = attended or (True,) * len(channels)
+    text_prefix = ldm_layout.SDXL_TEXT_PREFIX if family == "SDXL" else ldm_layout.TEXT_PREFIX
     state = ldm_layout.checkpoint(
         ldm_layout.unet_to_ldm(unet_weights(family, channels, attended, in_channels), blocks=1),
         tiny_vae_weights() if vae == "taesd" else kl_weights() if vae == "kl" else {},
         text_encoder_weights(family) if text else {},
+        text_prefix,
     )
     state |= {marker: torch.zeros(0) for marker in markers}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,14 +65,26 @@ def unet_weights(
         up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attended)),
         attention_head_dim=8,
         cross_attention_dim=CONTEXT[family],
-        use_linear_projection=family == "SD2",
+        use_linear_projection=family != "SD1",
+        **(SDXL_UNET if family == "SDXL" else {}),
     )
     return module.state_dict()
 
 
-@lru_cache(maxsize=2)
+SDXL_UNET = {
+    "transformer_layers_per_block": 2,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": SDXL_TEXT[1] + 6 * 256,
+}
+"""What diffusers' UNet takes beside, for SDXL."""
+
+
+@lru_cache(maxsize=3)
 def text_encoder_weights(family: str) -> Mapping[str, Tensor]:
-    """Two random layers; the vocabulary is whole, so this is the largest part of the file."""
+    """Two random layers (SDXL: three); the vocabulary is whole, so this is the largest part of the file."""
+    if family == "SDXL":
+        return text_weights.sdxl(0, layers=(3, 3), widths=SDXL_TEXT)
     return text_weights.clip_l(0, layers=2) if family == "SD1" else text_weights.open_clip_h(0, layers=2)
 
 

@@ -19,7 +19,7 @@ from diff2flow_nodes.bench.widen import widened
 torch.set_num_threads(1)  # tiny networks: on a busy machine more threads only wait for each other
 
 
-@pytest.mark.parametrize(("levels", "blocks", "family"), [(1, 1, "SD1"), (2, 2, "SD1"), (3, 1, "SD2")])
+@pytest.mark.parametrize(("levels", "blocks", "family"), [(1, 1, "SD1"), (2, 2, "SD1"), (3, 1, "SD2"), (3, 2, "SDXL")])
 def test_unet_names_come_back_as_diffusers_reads_them(levels: int, blocks: int, family: str) -> None:
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
