@@ -10,7 +10,7 @@ from ..training.finetune import Job, Keeping, Watch, finetune
 from ..training.layers import LoraSettings
 from ..training.objective import OBJECTIVES, ObjectiveSettings
 from ..training.plot import loss_plot
-from ..training.product import DTYPES, Output
+from ..training.product import DTYPES, Finetuned, Output
 from ..training.run_folder import RESUME
 from ..training.settings import OptimizerSettings, TrainSettings
 from .errors import names_node
@@ -80,7 +80,8 @@ class Diff2FlowTrain:
         host = current()
         goal = replace(loss or ObjectiveSettings(), name=objective)
         settings = TrainSettings(steps, batch_size, learning_rate, seed, goal, optimizer or OptimizerSettings())
-        output = Output(host.folder("loras"), output_name, save_dtype, recommended_steps, recommended_cfg)
+        folder = host.folder("checkpoints" if lora.full else "loras")
+        output = Output(folder, output_name, save_dtype, recommended_steps, recommended_cfg)
         keeping = Keeping(host.folder("output") / RUNS, save_every, keep_states, resume, memory_check)
         dataset, watched = _watched(dataset, watch, seed)
         host.facts(model)
@@ -89,8 +90,14 @@ class Diff2FlowTrain:
         with host.training(model, clip if lora.text_encoder else None) as backbone:
             job = Job(backbone, dataset, lora, settings, output, keeping, watched, model_id)
             result = finetune(job, progress)
-        trained, _ = host.apply_lora(model, None, result.state, 1.0, result.metadata)
-        return trained, result.name, loss_plot(result.losses, result.name)
+        return _trained(host, model, lora, result), result.name, loss_plot(result.losses, result.name)
+
+
+def _trained(host: Any, model: Any, lora: LoraSettings, result: Finetuned) -> Any:
+    """The MODEL as it was saved: the checkpoint, or the model with the LoRA."""
+    if lora.full:
+        return host.load_checkpoint(result.name)[0]
+    return host.apply_lora(model, None, result.state, 1.0, result.metadata)[0]
 
 
 def _watched(dataset: Any, config: WatchConfig | None, seed: int) -> tuple[Any, Watch]:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from diff2flow_nodes.tests.training_fakes import SilentProgress, TinyBackbone, tiny_job
 from diff2flow_nodes.training.finetune import finetune
-from diff2flow_nodes.training.layers import PRESETS
+from diff2flow_nodes.training.layers import PRESETS, LoraSettings
 from diff2flow_nodes.training.loop import NonFiniteError
 from diff2flow_nodes.training.lora_file import free_path, load_lora, read_metadata, save_lora
 from diff2flow_nodes.training.objective import ObjectiveSettings

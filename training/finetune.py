@@ -256,8 +256,6 @@ class _Session:
     def _saved_product(self) -> Finetuned:
         """The product, in its file; of several processes only the writer writes it."""
         job, output, losses = self._job, self._job.output, self._loop.losses
-        with self._loop.product_in_place():
-            state = self._adapters.state(DTYPES[output.dtype])
         run = Run(
             title=output.name,
             backbone=job.backbone,
@@ -271,9 +269,11 @@ class _Session:
             recommended_cfg=output.recommended_cfg,
             began=self._began,
         )
-        if self._processes.is_writer:
-            return save_product(output, self._folder, state, run, losses)
-        return Finetuned(output.name, state, lora_metadata(run), list(losses))
+        with self._loop.product_in_place():
+            if self._processes.is_writer:
+                return save_product(output, self._folder, self._adapters, run, losses)
+            state = {} if job.lora.full else self._adapters.state(DTYPES[output.dtype])
+            return Finetuned(output.name, state, lora_metadata(run), list(losses))
 
     def _rescue(self, error: BaseException) -> None:
         """After an interruption or error: saves what is good, and says where."""

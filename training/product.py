@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .adapters import Trained
+from .checkpoint_file import save_checkpoint
 from .lora_file import free_path, save_lora
-from .metadata import Run, lora_metadata
+from .metadata import Run, checkpoint_metadata, lora_metadata
 from .run_folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
@@ -19,10 +21,10 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Output:
-    """Where the LoRA goes and what it recommends.
+    """Where the file goes and what it recommends.
 
     Args:
-        folder: of LoRA files.
+        folder: of LoRA files, for preset full of checkpoints.
         name: inside it, without number; checked here, an existing file of that name is never overwritten.
         dtype: of the saved tensors, of DTYPES.
         recommended_steps, recommended_cfg: for whoever samples with it.
@@ -50,11 +52,11 @@ class Output:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """A trained LoRA: the tensors and metadata are those in the file.
+    """A trained LoRA or checkpoint: the tensors and metadata are those in the file.
 
     Args:
         name: of the file, relative to the folder, as LoraLoader lists it.
-        state: its tensors.
+        state: a LoRA's tensors; empty for a checkpoint.
         metadata: its metadata.
         losses: of each step done.
     """
@@ -71,21 +73,34 @@ def path_of(output: Output, folder: RunFolder) -> Path:
     return own if own is not None and own.exists() else free_path(output.folder, output.name)
 
 
-def save_product(
-    output: Output, folder: RunFolder, state: dict[str, Tensor], run: Run, losses: list[float]
-) -> Finetuned:
-    """Writes the LoRA, whole or not at all.
+def save_product(output: Output, folder: RunFolder, trained: Trained, run: Run, losses: list[float]) -> Finetuned:
+    """Writes the file, whole or not at all.
 
     Args:
         output: where it goes.
         folder: of the run, which remembers the file's name.
-        state: tensors by kohya's keys.
+        trained: the values to save stand in it.
         run: what its metadata says.
         losses: of each step done.
     """
     path = path_of(output, folder)
-    metadata = save_lora(path, state, lora_metadata(replace(run, title=path.stem)))
+    run = replace(run, title=path.stem)
+    state, metadata = (_save_checkpoint if run.lora.full else _save_lora)(path, output, trained, run)
     name = str(path.relative_to(output.folder))
     folder.record_product(name)
-    _LOG.info("LoRA of %d steps saved: %s", run.steps, path)
+    _LOG.info("%d steps saved: %s", run.steps, path)
     return Finetuned(name, state, metadata, list(losses))
+
+
+Written = tuple[dict[str, Tensor], dict[str, str]]
+
+
+def _save_lora(path: Path, output: Output, trained: Trained, run: Run) -> Written:
+    state = trained.state(DTYPES[output.dtype])
+    return state, save_lora(path, state, lora_metadata(run))
+
+
+def _save_checkpoint(path: Path, output: Output, trained: Trained, run: Run) -> Written:
+    """The tensors stay where they are: the caller loads the file."""
+    base, metadata = run.backbone.base_path, checkpoint_metadata(run)
+    return {}, save_checkpoint(path, base, trained.tensors, metadata, DTYPES[output.dtype])
