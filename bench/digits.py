@@ -125,13 +125,16 @@ def varied(images: Tensor, random: torch.Generator) -> Tensor:
     return coloured(ink(images, slant, thick), *colours.clamp(0.0, 1.0))
 
 
-def write(folder: Path, style: str, count: int, seed: int = 0, style_word: bool = False) -> list[Path]:
+def write(
+    folder: Path, style: str, count: int, seed: int = 0, style_word: bool = False, held_out: bool = False
+) -> list[Path]:
     """Writes `count` pictures of all digits in turn, with a caption file beside each; returns the pictures' paths.
 
     Args:
         style: a name of STYLES.
         seed: chooses which digits.
         style_word: name the style in the captions.
+        held_out: take digits that prior and classifier have never seen.
 
     Raises:
         ValueError: unknown style, or a count that is not 1 to 1000.
@@ -140,7 +143,7 @@ def write(folder: Path, style: str, count: int, seed: int = 0, style_word: bool 
         raise ValueError(f"the style {style!r} is none of {', '.join(STYLES)}")
     if not 1 <= count <= 1000:
         raise ValueError(f"count must be 1 to 1000, not {count}")
-    images, labels = _in_turn(count, seed)
+    images, labels = _in_turn(count, seed, held_out)
     pictures = render(images, STYLES[style])
     paths = []
     for i, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
@@ -153,9 +156,9 @@ def write(folder: Path, style: str, count: int, seed: int = 0, style_word: bool 
     return paths
 
 
-def _in_turn(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """`count` digits of the trained part, 0 to 9 in turn, chosen by the seed."""
-    images, labels = split(held_out=False)
+def _in_turn(count: int, seed: int, held_out: bool) -> tuple[Tensor, Tensor]:
+    """`count` digits of one part, 0 to 9 in turn, chosen by the seed."""
+    images, labels = split(held_out)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     queues = [order[labels[order] == digit] for digit in range(len(WORDS))]
     chosen = torch.stack([queues[i % 10][(i // 10) % len(queues[i % 10])] for i in range(count)])
