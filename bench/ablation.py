@@ -106,7 +106,7 @@ class Bench:
         )  # fmt: skip
         [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=10, ema=0.98)
         name = f"ablation_{objective}_{seed}"
-        model, _, _ = nodes["Diff2FlowTrain"]().train(
+        model, *_ = nodes["Diff2FlowTrain"]().train(
             self.model, self.train, lora, objective, setting.steps, setting.batch_size, setting.learning_rate, seed,
             name, optimizer=optimizer, watch=watch,
         )  # fmt: skip

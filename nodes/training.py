@@ -28,12 +28,13 @@ class Diff2FlowTrain:
     CATEGORY = CATEGORY
     FUNCTION = "train"
     OUTPUT_NODE = True
-    RETURN_TYPES = ("MODEL", "STRING", "IMAGE")
-    RETURN_NAMES = ("model", "lora_name", "loss_plot")
+    RETURN_TYPES = ("MODEL", "STRING", "IMAGE", "CLIP")
+    RETURN_NAMES = ("model", "lora_name", "loss_plot", "clip")
     OUTPUT_TOOLTIPS = (
         "The model with the trained LoRA at strength 1, the very weights that were saved.",
         "Name of the saved LoRA in the folder 'loras'.",
         "The loss of every step, and its running mean.",
+        "The connected CLIP, with its trained LoRA where LoRA Config trains the text encoder.",
     )
     DESCRIPTION = (
         "Finetunes a Stable Diffusion model with a LoRA on the Diff2Flow loss: the model keeps its own time and scale,"
@@ -76,7 +77,7 @@ class Diff2FlowTrain:
         optimizer: OptimizerSettings | None = None,
         watch: WatchConfig | None = None,
         clip: Any = None,
-    ) -> tuple[Any, str, Any]:
+    ) -> tuple[Any, str, Any, Any]:
         host = current()
         goal = replace(loss or ObjectiveSettings(), name=objective)
         settings = TrainSettings(steps, batch_size, learning_rate, seed, goal, optimizer or OptimizerSettings())
@@ -85,19 +86,21 @@ class Diff2FlowTrain:
         keeping = Keeping(host.folder("output") / RUNS, save_every, keep_states, resume, memory_check)
         dataset, watched = _watched(dataset, watch, seed)
         host.facts(model)
-        model_id = host.fingerprint(model)
+        encoder = clip if lora.text_encoder else None
+        model_id = "/".join(host.fingerprint(thing) for thing in (model, encoder) if thing is not None)
         progress = host.progress(steps, f"Training {output_name}")
-        with host.training(model, clip if lora.text_encoder else None) as backbone:
+        with host.training(model, encoder) as backbone:
             job = Job(backbone, dataset, lora, settings, output, keeping, watched, model_id)
             result = finetune(job, progress)
-        return _trained(host, model, lora, result), result.name, loss_plot(result.losses, result.name)
+        trained, encoder = _trained(host, model, encoder, lora, result)
+        return trained, result.name, loss_plot(result.losses, result.name), clip if encoder is None else encoder
 
 
-def _trained(host: Any, model: Any, lora: LoraSettings, result: Finetuned) -> Any:
-    """The MODEL as it was saved: the checkpoint, or the model with the LoRA."""
+def _trained(host: Any, model: Any, clip: Any, lora: LoraSettings, result: Finetuned) -> tuple[Any, Any]:
+    """MODEL and CLIP (None where it was not trained) as they were saved: the checkpoint, or with the LoRA."""
     if lora.full:
-        return host.load_checkpoint(result.name)[0]
-    return host.apply_lora(model, None, result.state, 1.0, result.metadata)[0]
+        return host.load_checkpoint(result.name)[0], None
+    return host.apply_lora(model, clip, result.state, 1.0, result.metadata)
 
 
 def _watched(dataset: Any, config: WatchConfig | None, seed: int) -> tuple[Any, Watch]:
@@ -232,8 +235,8 @@ def _linked_inputs() -> dict[str, Any]:
             "CLIP",
             {
                 "default": None,
-                "tooltip": "Only where LoRA Config trains the text encoder: the CLIP of the checkpoint. Load the LoRA"
-                " with a LoRA loader to use the trained text encoder.",
+                "tooltip": "Only where LoRA Config trains the text encoder: the CLIP of the checkpoint. The output"
+                " clip is the trained one.",
             },
         ),
     }

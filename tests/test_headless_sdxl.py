@@ -446,7 +446,7 @@ def test_trained_here_and_loaded_again(host, loaded, conditions):
     before = sampled(model, conditions)
     dataset = Diff2FlowImageDataset().build("ink", vae, clip, 64, default_caption="ink")[0]
     [settings] = Diff2FlowLoraConfig().build("paper-small", 4, 4.0)
-    tuned, name, _ = Diff2FlowTrain().train(
+    tuned, name, *_ = Diff2FlowTrain().train(
         model, dataset, settings, "diff2flow", 3, 2, 0.05, 0, output_name="ink"
     )
     state = load_file(host.path("loras", name))

@@ -69,8 +69,8 @@ def test_from_a_folder_to_a_lora(host):
     dataset, summary = Diff2FlowImageDataset().build("ink", "vae", "clip", 32, trigger="inkstyle")
     assert "3 images of 32×32 px" in summary and len(host.encoded) == 3 + 4
     [loss] = Diff2FlowLossConfig().build(t_range="full")
-    model, name, picture = _train(dataset, recommended_steps=9, recommended_cfg=3.5, loss=loss)
-    assert (model, name) == ("model+lora", "ink.safetensors")
+    model, name, picture, clip = _train(dataset, recommended_steps=9, recommended_cfg=3.5, loss=loss)
+    assert (model, name, clip) == ("model+lora", "ink.safetensors", None)
     assert picture.ndim == 4 and picture.shape[0] == 1 and picture.shape[3] == 3 and picture.dtype == torch.float32
     [(state, strength, metadata)] = host.applied
     saved, saved_metadata = load_lora(host.folder("loras") / name)

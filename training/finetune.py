@@ -95,7 +95,7 @@ class Job:
         output: the file it becomes.
         keeping: what is kept while it runs.
         watch: what is looked at.
-        model_id: digest of the model with everything already patched into it.
+        model_id: digest of the model, and of the text encoder if it is trained, with everything already patched in.
     """
 
     backbone: Backbone
@@ -109,7 +109,8 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a saved state to be continued."""
-        items = hashlib.sha256(repr(self.dataset.items).encode()).hexdigest()[:16]
+        data = (self.dataset.items, self.dataset.image_id, self.dataset.text_id)
+        items = hashlib.sha256(repr(data).encode()).hexdigest()[:16]
         model = {"model": self.model_id, "prediction": self.backbone.prediction}
         return {**model, "dataset": items, "lora": asdict(self.lora), "settings": self.settings.identity()}
 

@@ -132,7 +132,6 @@ class Loop:
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; it names the step, whose update was not made.
         """
-        optimizers.training(self._optimizer)
         for step in range(self.step, self._settings.steps):
             loss = self._gradient(step)
             self._settle(report)
@@ -162,15 +161,8 @@ class Loop:
     @contextmanager
     def product_in_place(self) -> Iterator[None]:
         """The weights that are saved and sampled (averages, where there are any) stand in the network."""
-        kept = [p.detach().clone() for p in self._parameters] if hasattr(self._optimizer, "eval") else []
-        try:
-            optimizers.evaluating(self._optimizer)
-            with self._averages.in_place():
-                yield
-        finally:
-            optimizers.training(self._optimizer)
-            if kept:  # going there and back rounds: put back to the bit
-                restore(self._parameters, kept)
+        with optimizers.weights_to_use(self._optimizer, self._parameters), self._averages.in_place():
+            yield
 
     def micro_batch(self, indices: list[int], step: int, micro: int = 0) -> MicroBatch:
         """This process's part of a micro-batch of a step."""

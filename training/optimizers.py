@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,7 +36,10 @@ def _prodigy(groups: Groups, betas: tuple[float, float], weight_decay: float) ->
 
 def _schedule_free(groups: Groups, betas: tuple[float, float], weight_decay: float) -> torch.optim.Optimizer:
     """AdamW without a schedule: the weights to use are an average that the optimizer keeps."""
-    return _library("schedulefree", "schedule_free").AdamWScheduleFree(groups, betas=betas, weight_decay=weight_decay)
+    library = _library("schedulefree", "schedule_free")
+    optimizer = library.AdamWScheduleFree(groups, betas=betas, weight_decay=weight_decay)
+    optimizer.train()
+    return optimizer
 
 
 _MAKERS: dict[str, Callable[[Groups, tuple[float, float], float], torch.optim.Optimizer]] = {
@@ -76,18 +80,20 @@ def build_optimizer(
     return _MAKERS[name](listed, betas, weight_decay)
 
 
-def evaluating(optimizer: torch.optim.Optimizer) -> bool:
-    """Puts the weights to use in place, for optimizers that train with others; whether it has."""
-    if hasattr(optimizer, "eval"):
-        optimizer.eval()
-        return True
-    return False
-
-
-def training(optimizer: torch.optim.Optimizer) -> None:
-    """Undoes `evaluating`."""
-    if hasattr(optimizer, "train"):
+@contextmanager
+def weights_to_use(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """The weights to use stand in the parameters, for optimizers that train with others; put back to the bit."""
+    if not hasattr(optimizer, "eval"):
+        yield
+        return
+    kept = [parameter.detach().clone() for parameter in parameters]  # going there and back rounds
+    optimizer.eval()
+    try:
+        yield
+    finally:
         optimizer.train()
+        with torch.no_grad():
+            torch._foreach_copy_(list(parameters), kept)
 
 
 def _library(module: str, optimizer: str) -> Any:
