@@ -49,14 +49,14 @@ class Setting:
     """
 
     prior: str = "bench"
-    steps: int = 300
+    steps: int = 240
     batch_size: int = 4
     learning_rate: float = 5e-4
     rank: int = 16
     images: int = 200
     held_out: int = 100
-    samples: int = 100
-    sample_steps: tuple[int, ...] = (25, 4, 2)
+    samples: int = 50
+    sample_steps: tuple[int, ...] = (25, 4)
     cfg: float = tiny_prior.CFG
 
 

@@ -46,7 +46,7 @@ class Style:
 
 STYLES = {
     "plain": Style(ink=(1.0, 1.0, 1.0), paper=(0.0, 0.0, 0.0)),
-    "golden": Style(ink=(1.0, 0.78, 0.16), paper=(0.05, 0.10, 0.38), slant=0.3, thick=4, word="golden"),
+    "golden": Style(ink=(1.0, 0.78, 0.16), paper=(0.05, 0.10, 0.38), slant=0.3, word="golden"),
     "ink": Style(ink=(0.10, 0.12, 0.30), paper=(0.96, 0.92, 0.82), slant=-0.2, thick=4, word="inked"),
 }
 
