@@ -541,8 +541,8 @@ def _store(folder, count=3, age=True):
 def test_shards_are_read_in_full_once(tmp_path, monkeypatch):
     _store(tmp_path)
     read = []
-    whole = shards._require_whole
-    monkeypatch.setattr(shards, "_require_whole", lambda path: read.append(path.name) or whole(path))
+    whole = shards.require_whole
+    monkeypatch.setattr(shards, "require_whole", lambda path: read.append(path.name) or whole(path))
     ShardStore(tmp_path)
     assert len(read) == 3 and len(json.loads((tmp_path / "verified.json").read_text())) == 3
     trusted = ShardStore(tmp_path)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .buckets import Size
 from .images import named
+from .port import Source
 from .shards import ShardStore, Stores
 
 _SIZES_SHOWN = 8
@@ -74,6 +75,7 @@ class Batch:
         sizes: (B, 6) int64, pixels: original height and width, crop's top and left, target height and width.
         mask: (B, 1, h, w) float32 weights of the loss in [0, 1], ones where an item has no mask; None if none has.
         captions: of the items, "" where dropped.
+        noise: (B, C, h, w) float32, the x_noise that belongs to each latent; None where it is drawn in training.
     """
 
     latent: Tensor
@@ -82,6 +84,7 @@ class Batch:
     sizes: Tensor
     mask: Tensor | None = None
     captions: tuple[str, ...] = ()
+    noise: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +138,7 @@ class LatentDataset:
         captions = tuple("" if without else item.caption for without, item in left_out)
         keys = [item.flipped if flip else item.latent for item, flip in zip(items, mirrored, strict=True)]
         latent = torch.cat([self.latents.get(key) for key in keys])
-        context, pooled = self._encoded(captions)
+        context, pooled = encoded(self.texts, captions)
         sizes = torch.tensor([item.sizes(flip) for item, flip in zip(items, mirrored, strict=True)])
         return Batch(latent, context, pooled, sizes, self._mask(items, mirrored, latent.shape[-2:]), captions)
 
@@ -157,6 +160,26 @@ class LatentDataset:
         """The square of the resolution, or the largest size where that is unknown."""
         largest = max(((item.width, item.height) for item in self.items), key=lambda size: (size[0] * size[1], size))
         return (self.resolution, self.resolution) if self.resolution else largest
+
+    @property
+    def largest(self) -> int:
+        """Index of an item with the most pixels."""
+        return max(range(len(self.items)), key=lambda i: self.items[i].width * self.items[i].height)
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether there are mirrored latents."""
+        return any(item.flipped for item in self.items)
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The folders that it is from: their images (images at several sizes once), repeats and tags."""
+        return {name: Source(len(i), i[0].repeats, tag_counts(i)) for name, i in self.pictures.items()}
+
+    def identity(self) -> str:
+        """Digest of everything that a run on it depends on."""
+        data = (self.items, self.image_id, self.text_id)
+        return hashlib.sha256(repr(data).encode()).hexdigest()[:16]
 
     @property
     def latent_channels(self) -> int:
@@ -268,13 +291,6 @@ class LatentDataset:
             lines.append(f"{len(masked)} with a mask; what it leaves out weighs {' or '.join(floors)}")
         return lines
 
-    def _encoded(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        context = torch.cat(_same_length([self.texts.get(context_key(caption)) for caption in captions]))
-        keys = [pooled_key(caption) for caption in captions]
-        if not any(key in self.texts for key in keys):
-            return context, None
-        return context, torch.cat([self.texts.get(key) for key in keys])
-
     def _mask(self, items: Sequence[Item], mirrored: Sequence[bool], shape: Sequence[int]) -> Tensor | None:
         if not any(item.mask for item in items):
             return None
@@ -284,6 +300,15 @@ class LatentDataset:
             mask = item.mask_floor + (1 - item.mask_floor) * mask
             masks.append(mask.flip(-1) if flip else mask)
         return torch.cat(masks)
+
+
+def encoded(texts: ShardStore | Stores, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    """Context (B, tokens, width), of unequal length repeated to a common one, and pooled (B, width) if there is any."""
+    context = torch.cat(_same_length([texts.get(context_key(caption)) for caption in captions]))
+    keys = [pooled_key(caption) for caption in captions]
+    if not any(key in texts for key in keys):
+        return context, None
+    return context, torch.cat([texts.get(key) for key in keys])
 
 
 def tag_counts(items: Sequence[Item]) -> Counter[str]:

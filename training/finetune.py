@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +16,13 @@ from torch import Tensor
 from ..samplers.parameterization import FlowParameterization
 from .adapters import Trained, trainable
 from .checkpointing import checkpointed
-from .dataset import LatentDataset
 from .fit import require_fit
 from .layers import LoraSettings
 from .loop import Loop, StepReport
 from .memory import estimate, require_room
 from .metadata import Run, lora_metadata
 from .parallel import Processes, joined
-from .port import Backbone, Progress, TextBackbone
+from .port import Backbone, Progress, TextBackbone, TrainingDataset
 from .product import DTYPES, Finetuned, Output, save_product
 from .record import LOG, Events, JsonLines, Sink, TensorBoard
 from .run_folder import RunFolder, open_run
@@ -54,7 +52,7 @@ class Watch:
     sample_every: int = 0
     draw: Draw | None = None
     validate_every: int = 0
-    held_out: LatentDataset | None = None
+    held_out: TrainingDataset | None = None
     tensorboard: bool = False
 
 
@@ -99,7 +97,7 @@ class Job:
     """
 
     backbone: Backbone
-    dataset: LatentDataset
+    dataset: TrainingDataset
     lora: LoraSettings
     settings: TrainSettings
     output: Output
@@ -109,10 +107,9 @@ class Job:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a saved state to be continued."""
-        data = (self.dataset.items, self.dataset.image_id, self.dataset.text_id)
-        items = hashlib.sha256(repr(data).encode()).hexdigest()[:16]
         model = {"model": self.model_id, "prediction": self.backbone.prediction}
-        return {**model, "dataset": items, "lora": asdict(self.lora), "settings": self.settings.identity()}
+        made = {"lora": asdict(self.lora), "settings": self.settings.identity()}
+        return {**model, "dataset": self.dataset.identity(), **made}
 
 
 def finetune(job: Job, progress: Progress) -> Finetuned:
@@ -176,10 +173,8 @@ class _Session:
             require_room(needed, job.backbone.device, job.settings)
 
     def _largest(self) -> list[int]:
-        """A batch of the items with the most pixels."""
-        items = self._job.dataset.items
-        largest = max(range(len(items)), key=lambda i: items[i].width * items[i].height)
-        return [largest] * self._job.settings.batch_size
+        """A batch of an item with the most pixels."""
+        return [self._job.dataset.largest] * self._job.settings.batch_size
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:

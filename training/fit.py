@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from .dataset import LatentDataset
 from .layers import FIRST
-from .port import Backbone
+from .port import Backbone, TrainingDataset
 
 
-def require_fit(backbone: Backbone, dataset: LatentDataset) -> None:
+def require_fit(backbone: Backbone, dataset: TrainingDataset) -> None:
     """Raises ValueError where the dataset's latents or embeddings are not those of the bare network."""
     for path, name in backbone.layer_names().items():
         layer = backbone.module.get_submodule(path)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from . import draws, optimizers
 from .adapters import Trained
-from .dataset import Batch, LatentDataset
+from .dataset import Batch
 from .ema import Averages
 from .objective import Objective
 from .parallel import Processes
-from .port import Backbone
+from .port import Backbone, TrainingDataset
 from .settings import TrainSettings
 from .state import State, restore
 
@@ -48,7 +48,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one network call trains on, on the CPU: items, their noise (B, *dims) and flow times (B,)."""
+    """What one network call trains on, on the CPU: items, their noise (B, *dims), own or drawn, and flow times (B,)."""
 
     batch: Batch
     x_noise: Tensor
@@ -85,7 +85,7 @@ class Loop:
     def __init__(
         self,
         backbone: Backbone,
-        dataset: LatentDataset,
+        dataset: TrainingDataset,
         adapters: Trained,
         settings: TrainSettings,
         processes: Processes,
@@ -171,7 +171,9 @@ class Loop:
         flips = draws.flips(size, seed, step)
         dropped = draws.dropouts(size, self._settings.objective.caption_dropout, seed, step)
         batch = self._dataset.batch(indices[part], flips[part], dropped[part])
-        x_noise = draws.noise((size, *batch.latent.shape[1:]), seed, step)[part]
+        x_noise = batch.noise
+        if x_noise is None:
+            x_noise = draws.noise((size, *batch.latent.shape[1:]), seed, step)[part]
         return MicroBatch(batch, x_noise, self.objective.times(draws.uniform(size, seed, step)[part]))
 
     def loss(self, micro: MicroBatch) -> Tensor:

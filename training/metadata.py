@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
 from .buckets import Size
-from .dataset import LatentDataset, tag_counts
 from .layers import LoraSettings
 from .objective import Objective
-from .port import Backbone
+from .port import Backbone, TrainingDataset
 from .settings import TrainSettings
 
 VERSION = "1"
@@ -45,7 +44,7 @@ class Run:
 
     title: str
     backbone: Backbone
-    dataset: LatentDataset
+    dataset: TrainingDataset
     lora: LoraSettings
     settings: TrainSettings
     steps: int
@@ -135,7 +134,7 @@ def _kohya_dataset(run: Run) -> dict[str, str]:
         "ss_resolution": str(dataset.nominal_size),
         "ss_enable_bucket": str(len(counts) > 1),
         "ss_bucket_info": json.dumps(_bucket_info(counts)),
-        "ss_flip_aug": str(any(item.flipped for item in dataset.items)),
+        "ss_flip_aug": str(dataset.mirrored),
         **_kohya_folders(dataset),
     }
 
@@ -146,11 +145,11 @@ def _bucket_info(counts: dict[Size, int]) -> dict[str, object]:
     return {"buckets": buckets}
 
 
-def _kohya_folders(dataset: LatentDataset) -> dict[str, str]:
+def _kohya_folders(dataset: TrainingDataset) -> dict[str, str]:
     """Repeats, images and tags of each folder."""
-    pictures = dataset.pictures
-    folders = {name: {"n_repeats": items[0].repeats, "img_count": len(items)} for name, items in pictures.items()}
-    tags = {name: dict(tag_counts(items).most_common(_TAGS)) for name, items in pictures.items()}
+    sources = dataset.sources
+    folders = {name: {"n_repeats": source.repeats, "img_count": source.count} for name, source in sources.items()}
+    tags = {name: dict(source.tags.most_common(_TAGS)) for name, source in sources.items()}
     return {"ss_dataset_dirs": json.dumps(folders), "ss_tag_frequency": json.dumps(tags)}
 
 

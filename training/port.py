@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..alignment import NoiseSchedule
+
+if TYPE_CHECKING:
+    from .dataset import Batch
 
 
 class TextBackbone(Protocol):
@@ -88,6 +93,61 @@ class Backbone(Protocol):
 
     def checkpoint_names(self) -> Mapping[str, str]:
         """Dotted parameter path in `module` -> key in the checkpoint ("model.diffusion_model.out.2.weight")."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder that training data is from, for the metadata.
+
+    Args:
+        count: images in it.
+        repeats: how often each counts in an epoch.
+        tags: how often each comma-separated part of the captions occurs.
+    """
+
+    count: int
+    repeats: int = 1
+    tags: Counter[str] = field(default_factory=Counter)
+
+
+class TrainingDataset(Protocol):
+    """What D2F_DATASET carries: `dataset.LatentDataset` or `pair_dataset.PairDataset`.
+
+    Attributes:
+        name: of its folder.
+        buckets: indices of the items of each size; an item as often as it counts in an epoch.
+        bucket_counts: for each size (width, height) in pixels, how many an epoch has of it, in the buckets' order.
+        nominal_size: (width, height), pixels.
+        largest: index of an item with the most pixels.
+        latent_channels: C of the latents.
+        context_width: of the text embeddings.
+        mirrored: whether there are mirrored latents.
+        sources: the folders that it is from, by name.
+    """
+
+    name: str
+    buckets: Sequence[Sequence[int]]
+    bucket_counts: Mapping[tuple[int, int], int]
+    nominal_size: tuple[int, int]
+    largest: int
+    latent_channels: int
+    context_width: int
+    mirrored: bool
+    sources: Mapping[str, Source]
+
+    def batch(
+        self, indices: Sequence[int], flipped: Sequence[bool] | None = None, dropped: Sequence[bool] | None = None
+    ) -> Batch:
+        """The items at `indices`, of one size: `flipped` mirrored where that is kept, `dropped` without caption."""
+
+    def split(self, share: float, seed: int) -> tuple[TrainingDataset, TrainingDataset]:
+        """Training and held-out part; ValueError where nothing can be held out."""
+
+    def identity(self) -> str:
+        """Digest of everything that a run on it depends on."""
+
+    def summary(self) -> str:
+        """What is in it, in a few lines."""
 
 
 class Progress(Protocol):

@@ -17,7 +17,8 @@ from ..files import written_whole
 from .records import Records
 
 _LOG = logging.getLogger(__name__)
-_DIGEST = "sha256"
+DIGEST = "sha256"
+"""Key of a shard's `content_digest` (names sorted) in its metadata."""
 _OPEN_AT_MOST = 32
 
 
@@ -78,11 +79,11 @@ class ShardStore:
         from safetensors.torch import save_file
 
         ordered = dict(sorted(self._pending.items()))
-        digest = _digest(ordered.items())
+        digest = content_digest(ordered.items())
         # The digest in the name keeps two processes that fill one cache from replacing each other's shards.
         path = self._folder / f"{self._next_number():05d}-{digest[:8]}.safetensors"
         with written_whole(path) as temporary:
-            save_file(ordered, temporary, {_DIGEST: digest})
+            save_file(ordered, temporary, {DIGEST: digest})
         self._verified.add(path)
         self._shard_of.update(dict.fromkeys(ordered, path))
         self._pending = {}
@@ -131,7 +132,7 @@ class ShardStore:
             ) from error
 
     def _verify(self, path: Path) -> bool:
-        _require_whole(path)
+        require_whole(path)
         self._verified.add(path)
         return True
 
@@ -173,17 +174,18 @@ def _keys(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def _require_whole(path: Path) -> None:
+def require_whole(path: Path) -> None:
     """Reads a shard, a tensor at a time; ValueError if its bytes are not those written, or safetensors' exception."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        recorded = (file.metadata() or {}).get(_DIGEST)
-        if recorded != _digest((key, file.get_tensor(key)) for key in sorted(file.keys())):
+        recorded = (file.metadata() or {}).get(DIGEST)
+        if recorded != content_digest((key, file.get_tensor(key)) for key in sorted(file.keys())):
             raise ValueError("its content does not match its checksum")
 
 
-def _digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def content_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hex SHA-256 over names, shapes, dtypes and bytes."""
     sha = hashlib.sha256()
     for key, tensor in tensors:
         sha.update(json.dumps([key, list(tensor.shape), str(tensor.dtype)]).encode())

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from ..alignment import Alignment
 from . import draws
-from .dataset import Batch, LatentDataset
+from .dataset import Batch
 from .objective import Objective
-from .port import Backbone
+from .port import Backbone, TrainingDataset
 
 TIMES = 4
 MAX_ITEMS = 32
@@ -21,7 +22,7 @@ class Validation:
     """E|x_data - x_noise - velocity|² on held-out items, without weights, whatever objective is trained.
 
     The first MAX_ITEMS items are taken, each at TIMES flow times in the middle of equal parts of [t_min, t_max], with
-    noise that depends on seed and item alone.
+    its own noise, or noise that depends on seed and item alone.
 
     Args:
         dataset: held out.
@@ -30,7 +31,7 @@ class Validation:
         batch_size: items in a network call.
     """
 
-    def __init__(self, dataset: LatentDataset, objective: Objective, seed: int, batch_size: int) -> None:
+    def __init__(self, dataset: TrainingDataset, objective: Objective, seed: int, batch_size: int) -> None:
         self._dataset, self._objective, self._seed, self._size = dataset, objective, seed, batch_size
         first, last = Alignment(objective.schedule, "v").t_range
         self.times = [first + (last - first) * (k + 0.5) / TIMES for k in range(TIMES)]
@@ -52,8 +53,7 @@ class Validation:
         """Sum over the items of the error at each time (TIMES,)."""
         device = backbone.device
         x_data = backbone.scale_latent(batch.latent.to(device)).float()
-        drawn = [torch.randn(x_data.shape[1:], generator=self._generator(i)) for i in indices]
-        x_noise = torch.stack(drawn).to(device)
+        x_noise = self._noise(batch, indices).to(device)
         pooled = None if batch.pooled is None else batch.pooled.to(device)
         conditioning = backbone.conditioning(batch.context.to(device), pooled, batch.sizes)
         errors = []
@@ -62,14 +62,26 @@ class Validation:
             errors.append(self._objective.flow_matching_error(backbone, x_data, x_noise, time, conditioning).sum())
         return torch.stack(errors).double().cpu()
 
-    def _generator(self, item: int) -> torch.Generator:
-        return draws.generator(self._seed, "validation", item)
+    def _noise(self, batch: Batch, indices: list[int]) -> Tensor:
+        if batch.noise is not None:
+            return batch.noise
+        generators = (draws.generator(self._seed, "validation", i) for i in indices)
+        return torch.stack([torch.randn(batch.latent.shape[1:], generator=own) for own in generators])
 
     def _batches(self) -> Iterator[list[int]]:
         """Items of one size together, at most `batch_size`."""
         left = MAX_ITEMS
         for bucket in self._dataset.buckets:
-            chosen = list(dict.fromkeys(bucket))[:left]
+            chosen = list(islice(_unique(bucket), left))
             left -= len(chosen)
             for first in range(0, len(chosen), self._size):
                 yield chosen[first : first + self._size]
+
+
+def _unique(bucket: Sequence[int]) -> Iterator[int]:
+    """Its items in their order, each once, without reading on when nobody asks."""
+    seen: set[int] = set()
+    for item in bucket:
+        if item not in seen:
+            seen.add(item)
+            yield item
