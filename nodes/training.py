@@ -118,7 +118,10 @@ def _train_inputs() -> dict[str, Any]:
         "model": ("MODEL", {"tooltip": "The Stable Diffusion 1.x, 2.x or SDXL model to finetune, from a checkpoint."}),
         "dataset": (
             "D2F_DATASET",
-            {"tooltip": "From Diff2Flow Image Dataset, made with the same checkpoint's VAE and CLIP."},
+            {
+                "tooltip": "From Diff2Flow Image Dataset, made with the same checkpoint's VAE and CLIP; or from"
+                " Diff2Flow Reflow Pairs: then each pair's own noise is trained (Loss Config's t_range full suits it)."
+            },
         ),
         "lora": ("D2F_LORA", {"tooltip": "From Diff2Flow LoRA Config: which layers are trained."}),
         "objective": (

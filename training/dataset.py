@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -161,6 +161,10 @@ class LatentDataset:
         largest = max(((item.width, item.height) for item in self.items), key=lambda size: (size[0] * size[1], size))
         return (self.resolution, self.resolution) if self.resolution else largest
 
+    def captions(self) -> Iterator[str]:
+        """The caption of every item."""
+        return (item.caption for item in self.items)
+
     @property
     def largest(self) -> int:
         """Index of an item with the most pixels."""
@@ -232,8 +236,10 @@ class LatentDataset:
         """Both datasets as one, this one's items first.
 
         Raises:
-            ValueError: they were made with different VAEs or text encoders.
+            ValueError: they were made with different VAEs or text encoders, or the other one is no such dataset.
         """
+        if not isinstance(other, LatentDataset):
+            return other.joined(self)  # which says why not
         for what, mine, others in (
             ("VAE", self.image_id, other.image_id),
             ("text encoder", self.text_id, other.text_id),

@@ -71,8 +71,8 @@ class Cache:
 
     def __init__(self, folder: Path, encoders: Encoders) -> None:
         self._encoders = encoders
-        self.latents = ShardStore(folder / f"latents-{_settings_key(encoders.image_id)}")
-        self.texts = ShardStore(folder / f"texts-{_settings_key(encoders.text_id)}")
+        self.latents = ShardStore(folder / f"latents-{settings_key(encoders.image_id)}")
+        self.texts = ShardStore(folder / f"texts-{settings_key(encoders.text_id)}")
 
     def dataset(self, name: str, jobs: Sequence[Job], progress: MakeProgress) -> LatentDataset:
         """Encodes what is missing, captions and the empty one as well; images that cannot be read are skipped.
@@ -116,7 +116,7 @@ class Cache:
             return reason_of(error)
         for key, pixels in ((item.latent, image), (item.flipped, image.flip(2))):
             if key and key not in self.latents:
-                self.latents.add({key: _finite(self._encoders.image(pixels), item.name)})
+                self.latents.add({key: finite(self._encoders.image(pixels), item.name)})
         if mask is not None:
             shape = self.latents.shape(item.latent)[-2:]
             self.latents.add({item.mask: nn.functional.adaptive_avg_pool2d(mask.float().unsqueeze(0), shape)})
@@ -125,7 +125,7 @@ class Cache:
     def _add_text(self, caption: str) -> None:
         context, pooled = self._encoders.text(caption)
         tensors = {context_key(caption): context} | ({} if pooled is None else {pooled_key(caption): pooled})
-        self.texts.add({key: _finite(tensor, caption) for key, tensor in tensors.items()})
+        self.texts.add({key: finite(tensor, caption) for key, tensor in tensors.items()})
 
 
 def placed_item(
@@ -195,7 +195,7 @@ def bar(progress: MakeProgress, total: int) -> Iterator[Callable[[str], None]]:
             shown.close()
 
 
-def _finite(encoding: Tensor, name: str) -> Tensor:
+def finite(encoding: Tensor, name: str) -> Tensor:
     """The encoding in float32; ValueError if it holds NaN or infinity, before it gets into the cache."""
     if not torch.isfinite(encoding).all():
         raise ValueError(
@@ -215,5 +215,6 @@ def _flushed(*stores: ShardStore) -> Iterator[None]:
             store.flush()
 
 
-def _settings_key(encoder_id: str) -> str:
+def settings_key(encoder_id: str) -> str:
+    """Part of the name of the folder that holds what an encoder made."""
     return hashlib.sha256(json.dumps([_FORMAT, encoder_id]).encode()).hexdigest()[:16]

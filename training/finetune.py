@@ -24,7 +24,7 @@ from .metadata import Run, lora_metadata
 from .parallel import Processes, joined
 from .port import Backbone, Progress, TextBackbone, TrainingDataset
 from .product import DTYPES, Finetuned, Output, save_product
-from .record import LOG, Events, JsonLines, Sink, TensorBoard
+from .record import LOG, Events, JsonLines, Sink, TensorBoard, clock
 from .run_folder import RunFolder, open_run
 from .sample_files import save_samples
 from .settings import TrainSettings
@@ -203,7 +203,7 @@ class _Session:
         numbers = {"loss": step.loss, "learning_rate": step.learning_rate, "grad_norm": step.grad_norm}
         self._add({"kind": "step", "step": step.step, **numbers, "steps_per_second": rate, "seconds_left": left})
         recent = self._loop.losses[-_RECENT:]
-        text = f"loss {sum(recent) / len(recent):.4f}, {rate:.2f} it/s, {_clock(left)} left"
+        text = f"loss {sum(recent) / len(recent):.4f}, {rate:.2f} it/s, {clock(left)} left"
         self._progress.update(step.step, text)
 
     def _due(self, step: int) -> bool:
@@ -317,8 +317,3 @@ def _compiled(network: torch.nn.Module, on: bool) -> Iterator[None]:
     finally:
         if on:
             network._compiled_call_impl = None
-
-
-def _clock(seconds: float) -> str:
-    left = round(seconds)
-    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"

@@ -132,6 +132,11 @@ class PairStore:
             with written_whole(self.folder / MANIFEST) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
+    def tidy(self, share: Share) -> None:
+        """Removes what a process that was killed left of shards of a share that it was writing."""
+        for part in self.folder.glob(f".{self._prefix(share)}*.part"):
+            part.unlink(missing_ok=True)
+
     def write(self, run: Run, share: Share) -> None:
         """Writes pairs as a shard, whole or not at all."""
         from safetensors.torch import save_file
@@ -144,7 +149,7 @@ class PairStore:
             "noise_begins": torch.stack(probes),
             "pairs": torch.tensor([run.first, run.stride, count]),
         }
-        name = f"pairs-{share.number:04d}of{share.of:04d}-{run.first:09d}.safetensors"
+        name = f"{self._prefix(share)}{run.first:09d}.safetensors"
         metadata = {DIGEST: content_digest(sorted(tensors.items())), _IDENTITY: self.identity_digest}
         with written_whole(self.folder / name) as temporary:
             save_file(tensors, str(temporary), metadata)
@@ -186,10 +191,9 @@ class PairStore:
         return pair_noise(shape, self._seed, pair)
 
     def captions(self) -> Iterator[str]:
-        """The captions of all pairs, shard by shard, without keeping them; raises as `latent`."""
+        """The captions of all shards that hold a pair, without keeping them."""
         for number in self._shard[self._shard >= 0].unique().tolist():
-            opened = self._opened_shard(number)
-            yield from opened.captions
+            yield from _Opened(self._paths[number]).captions
 
     def nbytes(self) -> int:
         """Bytes of the index."""
@@ -222,6 +226,10 @@ class PairStore:
     def _forget(self, path: Path) -> None:
         """A shard of that name was there and damaged: it is replaced."""
         self.damaged.pop(path.name, None)
+
+    def _prefix(self, share: Share) -> str:
+        """Of the names of a share's shards: no other machine, and no other settings, write under the same."""
+        return f"pairs-{self.identity_digest[:8]}-{share.number:04d}of{share.of:04d}-"
 
     def _require_own(self, identity: str) -> None:
         if identity != self.identity_digest:

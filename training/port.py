@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +139,9 @@ class TrainingDataset(Protocol):
         self, indices: Sequence[int], flipped: Sequence[bool] | None = None, dropped: Sequence[bool] | None = None
     ) -> Batch:
         """The items at `indices`, of one size: `flipped` mirrored where that is kept, `dropped` without caption."""
+
+    def captions(self) -> Iterator[str]:
+        """The caption of every item."""
 
     def split(self, share: float, seed: int) -> tuple[TrainingDataset, TrainingDataset]:
         """Training and held-out part; ValueError where nothing can be held out."""

@@ -103,6 +103,12 @@ class Events:
         """Nothing is left open."""
 
 
+def clock(seconds: float) -> str:
+    """ "1:02:03"."""
+    left = round(seconds)
+    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+
+
 def _lines(path: Path) -> list[str]:
     """Whole lines of a log; a last one that was cut short is left out."""
     if not path.exists():

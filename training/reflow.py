@@ -1,0 +1,277 @@
+"""Makes reflow pairs: what is missing of them, in batches, each written as soon as that is worth a file."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from ..samplers.parameterization import FlowParameterization
+from .buckets import Size
+from .dataset import context_key, encoded, pooled_key
+from .encoding import TextEncoder, finite, settings_key
+from .images import named
+from .metadata import VERSION
+from .pair_dataset import PairDataset, image_sizes
+from .pairs import PairStore, Run, Share
+from .port import Backbone, Progress
+from .prompts import Prompts
+from .record import clock
+from .shards import ShardStore
+from .teacher import BatchSize, Teacher, TeacherSettings
+
+_LOG = logging.getLogger(__name__)
+_FORMAT = 1
+"""Part of the pairs' identity: raise it when pairs of the same settings come out differently."""
+PAIR_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+_CHANNELS, _PIXELS = 4, 8
+_SHARD_PAIRS, _SHARD_SECONDS = 256, 20.0
+"""A shard is written when it has so many pairs, or when its first one is so old: what a crash can lose."""
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """What pairs are made.
+
+    Args:
+        count: of the pairs, over all shares.
+        seed: of noises and wildcards.
+        teacher: steps, guidance and solver.
+        negative: prompt of the unconditional side.
+        size: (width, height) of the images, pixels, multiples of 8.
+        dtype: of the saved latents, of PAIR_DTYPES.
+        batch_size: pairs in one network call; 0 for what fits.
+        share: the part that is made here.
+        damaged: see `PairStore`.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    count: int
+    seed: int = 0
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    negative: str = ""
+    size: Size = (512, 512)
+    dtype: str = "fp16"
+    batch_size: int = 0
+    share: Share = field(default_factory=Share)
+    damaged: str = "skip"
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, not {self.count}; 1000 to 100000 is usual")
+        if self.dtype not in PAIR_DTYPES:
+            raise ValueError(f"save_dtype must be one of {', '.join(PAIR_DTYPES)}, not {self.dtype!r}")
+        if self.batch_size < 0:
+            raise ValueError(f"batch_size must be at least 0, not {self.batch_size}; 0 takes what fits")
+        for name, side in zip(("width", "height"), self.size, strict=True):
+            if side < _PIXELS or side % _PIXELS:
+                raise ValueError(f"{name} must be a multiple of 8 px, not {side}; 512 for SD1.x, 1024 for SDXL")
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What pairs are made by.
+
+    Args:
+        network: opens the teacher's network; entered only where a pair is missing.
+        flow: that the teacher is sampled along.
+        model_id, text_id: digests of the model, with everything patched in, and of the text encoder.
+        encode: the text encoder.
+        loras: metadata of the LoRAs that are applied, for the manifest.
+    """
+
+    network: Callable[[], AbstractContextManager[Backbone]]
+    flow: FlowParameterization
+    model_id: str
+    text_id: str
+    encode: TextEncoder
+    loras: Sequence[Mapping[str, str]] = ()
+
+
+def reflow_pairs(
+    folder: Path, prompts: Prompts, maker: Maker, settings: PairSettings, progress: Callable[[int, str], Progress]
+) -> PairDataset:
+    """The pairs of a folder; those of this share that are missing are made first.
+
+    Whatever ends it early, the pairs that are finished are written before the exception goes on.
+
+    Args:
+        folder: of the pairs; what is there already is not made again.
+        prompts: of the pairs.
+        maker: teacher and text encoder.
+        settings: which pairs.
+        progress: makes a bar for a total and a title.
+
+    Raises:
+        ValueError: the folder holds pairs made with other settings, or damaged ones where that is refused; an encoding
+            that is not finite.
+        NonFiniteStateError: the teacher's latents are NaN or infinite.
+    """
+    identity = pair_identity(prompts, maker, settings)
+    store = PairStore(folder, identity, settings.seed, settings.count, settings.damaged)
+    texts = ShardStore(folder / f"texts-{settings_key(maker.text_id)}")
+    missing = store.missing(settings.share)
+    numbers = (prompts.at(pair, settings.seed) for pair in missing.tolist())
+    captions = chain(["", settings.negative], numbers, store.captions())
+    total = 2 + len(missing) + len(store.present)
+    _encode(texts, captions, maker.encode, lambda: progress(total, f"Encoding prompts of {folder.name}"))
+    if len(missing):
+        bar = progress(len(missing), f"Making pairs of {folder.name}")
+        with closing(bar), torch.inference_mode(False), maker.network() as backbone:
+            store.write_manifest(_about(backbone, maker))
+            store.tidy(settings.share)
+            _Making(store, texts, prompts, settings, Teacher(backbone, maker.flow, settings.teacher), bar).run(
+                missing, BatchSize(settings.batch_size, backbone.device)
+            )
+    return PairDataset(
+        folder.name, store, texts, store.present, settings.size, _notes(store, settings), maker.text_id
+    )
+
+
+def pair_identity(prompts: Prompts, maker: Maker, settings: PairSettings) -> dict[str, Any]:
+    """Everything that pair k depends on beside k, as JSON values."""
+    flow, teacher = maker.flow, settings.teacher
+    return {
+        "format": _FORMAT,
+        "model": maker.model_id,
+        "text_encoder": maker.text_id,
+        "prediction": flow.alignment.prediction,
+        "schedule": flow.alignment.schedule.describe(),
+        "start": flow.start,
+        "shift": flow.shift,
+        "solver": teacher.solver,
+        "steps": teacher.steps,
+        "cfg": teacher.cfg,
+        "negative": settings.negative if teacher.is_guided else "",
+        "seed": settings.seed,
+        "prompts": prompts.digest(),
+        "width": settings.size[0],
+        "height": settings.size[1],
+        "save_dtype": settings.dtype,
+    }
+
+
+class _Making:
+    """One sitting of making pairs."""
+
+    def __init__(
+        self,
+        store: PairStore,
+        texts: ShardStore,
+        prompts: Prompts,
+        settings: PairSettings,
+        teacher: Teacher,
+        progress: Progress,
+    ) -> None:
+        self._store, self._texts, self._prompts, self._settings = store, texts, prompts, settings
+        self._teacher, self._progress = teacher, progress
+        self._pending: list[tuple[int, str, Tensor]] = []
+        self._done = self._total = self._steps = 0
+        self._began = self._oldest = time.monotonic()
+
+    def run(self, pairs: Tensor, size: BatchSize) -> None:
+        """Makes the pairs (N,), in their order; writes what is finished however it ends."""
+        self._total = len(pairs)
+        try:
+            while self._done < self._total:
+                self._done += size.run(lambda most: self._batch(pairs[self._done : self._done + most].tolist()))
+                if len(self._pending) >= _SHARD_PAIRS or time.monotonic() - self._oldest > _SHARD_SECONDS:
+                    self._flush()
+        finally:
+            self._flush()
+        self._progress.update(self._done, self._text())
+
+    def _batch(self, pairs: Sequence[int]) -> int:
+        """Makes pairs, all in one batch; how many."""
+        settings, count = self._settings, len(pairs)
+        captions = [self._prompts.at(pair, settings.seed) for pair in pairs]
+        negatives = [settings.negative] * count if settings.teacher.is_guided else []
+        context, pooled = encoded(self._texts, [*captions, *negatives])
+        width, height = settings.size
+        shape = (_CHANNELS, height // _PIXELS, width // _PIXELS)
+        noise = torch.stack([self._store.noise(shape, pair) for pair in pairs])
+        sizes = image_sizes(settings.size).expand(len(context), -1)
+        latents = self._teacher(noise, context, pooled, sizes, self._stepped).to(PAIR_DTYPES[settings.dtype])
+        if not self._pending:
+            self._oldest = time.monotonic()
+        self._pending += zip(pairs, captions, latents, strict=True)
+        return count
+
+    def _stepped(self) -> None:
+        self._steps += 1
+        self._progress.update(self._done, self._text())
+
+    def _text(self) -> str:
+        seconds = max(1e-9, time.monotonic() - self._began)
+        each = seconds / self._done if self._done else 0.0
+        left = f", {clock(each * (self._total - self._done))} left" if self._done else ""
+        return f"{self._done} of {self._total} pairs, {self._steps / seconds:.2f} it/s{left}"
+
+    def _flush(self) -> None:
+        """Writes what is finished, a shard for each run of pairs that follow each other."""
+        for run in _runs(self._pending, self._settings.share.of):
+            self._store.write(run, self._settings.share)
+        self._pending = []
+
+
+def _runs(pending: Sequence[tuple[int, str, Tensor]], stride: int) -> Iterator[Run]:
+    begin = 0
+    for end in range(1, len(pending) + 1):
+        if end == len(pending) or pending[end][0] != pending[end - 1][0] + stride:
+            part = pending[begin:end]
+            yield Run(part[0][0], stride, tuple(c for _, c, _ in part), torch.stack([latent for _, _, latent in part]))
+            begin = end
+
+
+def _encode(texts: ShardStore, captions: Iterator[str], encode: TextEncoder, make: Callable[[], Progress]) -> None:
+    """Encodes the captions that are not in the store; what is done stays if it is interrupted."""
+    progress: Progress | None = None
+    try:
+        for number, caption in enumerate(captions):
+            if context_key(caption) in texts:
+                continue
+            progress = progress or make()
+            context, pooled = encode(caption)
+            tensors = {context_key(caption): context} | ({} if pooled is None else {pooled_key(caption): pooled})
+            texts.add({key: finite(tensor, caption) for key, tensor in tensors.items()})
+            progress.update(number + 1, caption)
+    finally:
+        texts.flush()
+        if progress is not None:
+            progress.close()
+
+
+def _about(backbone: Backbone, maker: Maker) -> dict[str, Any]:
+    """What the manifest says beside the identity."""
+    kept = ("modelspec.title", "diff2flow.")
+    return {
+        "teacher": backbone.base_name,
+        "teacher_sha256": backbone.base_hash,
+        "family": backbone.family,
+        "loras": [{k: v for k, v in lora.items() if k.startswith(kept)} for lora in maker.loras],
+        "versions": {"diff2flow": VERSION, "torch": torch.__version__, "safetensors": safetensors.__version__},
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _notes(store: PairStore, settings: PairSettings) -> tuple[str, ...]:
+    teacher = settings.teacher
+    notes = [f"the teacher's {teacher.solver}, {teacher.steps} steps, CFG {teacher.cfg:g}, seed {settings.seed}"]
+    if missing := store.count - len(store.present):
+        notes.append(f"{missing} of {store.count} pairs are missing: other shards make them, copy them into the folder")
+    if store.damaged:
+        reasons = [f"{name} ({why})" for name, why in store.damaged.items()]
+        notes.append(f"{len(reasons)} damaged shards skipped: {named(reasons)}")
+    return tuple(notes)

@@ -1,0 +1,180 @@
+"""A diffusion network that makes latents of noise: its own ODE with CFG, one network call an evaluation."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..samplers import SOLVERS, integrate
+from ..samplers.parameterization import FlowParameterization
+from .memory import free_memory
+from .port import Backbone
+
+_LOG = logging.getLogger(__name__)
+RTOL, ATOL = 1e-3, 1e-4
+AUTO_LIMIT = 64
+"""The largest batch that is chosen by itself: larger ones are hardly faster, and more is lost when one is killed."""
+_AUTO_CPU, _TRIAL = 4, 8
+_USED = 0.85
+"""Part of the free memory that a batch may take."""
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """How the teacher samples.
+
+    Args:
+        steps: of the solver, at least 1.
+        cfg: guidance scale, at least 0; at 1 the negative is not computed.
+        solver: of `samplers.SOLVERS`; dopri5 keeps its tolerances for the batch as a whole.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    steps: int = 40
+    cfg: float = 7.5
+    solver: str = "euler"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, not {self.steps}; 25 to 40 is usual")
+        if not 0.0 <= self.cfg < math.inf:
+            raise ValueError(f"cfg must be at least 0, not {self.cfg}; 7.5 is usual")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {self.solver!r}")
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the negative is computed."""
+        return not math.isclose(self.cfg, 1.0)
+
+
+class Teacher:
+    """Solves dx/dt = velocity from noise to data.
+
+    Args:
+        backbone: the network, with everything that is patched into it.
+        flow: along which flow, and where it begins.
+        settings: how.
+    """
+
+    def __init__(self, backbone: Backbone, flow: FlowParameterization, settings: TeacherSettings) -> None:
+        self._backbone, self._flow, self._settings = backbone, flow, settings
+        self._times = flow.times(settings.steps)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        x_noise: Tensor,
+        context: Tensor,
+        pooled: Tensor | None,
+        sizes: Tensor,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Latents (B, C, h, w) on the CPU, float32, in the autoencoder's scale.
+
+        The path begins at x_flow(t_start): x_noise at t = 0, n(t_min) x_noise for a base model (DESIGN trap 4). Either
+        way x_noise is the pair's noise, the end of the straight line at t = 0.
+
+        Args:
+            x_noise: (B, C, h, w) float32.
+            context: (2B, tokens, width), the positives before the negatives; (B, tokens, width) without guidance.
+            pooled: (2B, width) or (B, width), or None.
+            sizes: (2B, 6) or (B, 6), see `Backbone.conditioning`.
+            on_step: called after each step; what it raises ends the sampling.
+
+        Raises:
+            NonFiniteStateError: the latents became NaN or infinite.
+        """
+        device = self._backbone.device
+        x_noise = x_noise.to(device)
+        pooled = None if pooled is None else pooled.to(device)
+        given = self._backbone.conditioning(context.to(device), pooled, sizes)
+        conditioning = {name: value.to(device) for name, value in given.items()}
+        start = (1.0 - self._times[0]).to(x_noise)
+        state = self._flow.noisy(start, x_noise, torch.zeros_like(x_noise), at_start=True)
+        made = integrate(
+            lambda x, t: self._velocity(x, t, conditioning),
+            state,
+            self._times,
+            self._settings.solver,
+            lambda *step: on_step(),
+            rtol=RTOL,
+            atol=ATOL,
+        )
+        return self._backbone.unscale_latent(made).float().cpu()
+
+    def _velocity(self, x: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        """velocity (B, C, h, w) at x, t (): the conditional and the unconditional output from one call."""
+        alignment, count = self._flow.alignment, 2 if self._settings.is_guided else 1
+        x_diff = alignment.to_diffusion(x, t).repeat(count, 1, 1, 1)
+        output = self._backbone(x_diff, alignment.timestep(t).expand(len(x_diff)), conditioning).float()
+        if count == 2:
+            positive, negative = output.chunk(2)
+            output = negative + self._settings.cfg * (positive - negative)
+        return alignment.velocity(output, x, t)
+
+
+class BatchSize:
+    """How many items go into one batch: what was asked for, or what fits; less after the memory ran out.
+
+    Args:
+        asked: items; 0 finds the largest number that fits, `AUTO_LIMIT` at most (4 on the CPU, where more is not
+            faster).
+        device: of the network.
+    """
+
+    def __init__(self, asked: int, device: torch.device) -> None:
+        self._device, self._limit = device, asked or (AUTO_LIMIT if device.type == "cuda" else _AUTO_CPU)
+        self._grows = not asked and device.type == "cuda"
+        self.now = 1 if self._grows else self._limit
+
+    def run(self, batch: Callable[[int], int]) -> int:
+        """Runs a batch of at most `now` items, again with half as many while memory runs out.
+
+        Args:
+            batch: makes at most so many items and returns how many it made.
+
+        Returns:
+            What `batch` returned.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: not even one item fits.
+        """
+        while True:
+            before = self._watched()
+            try:
+                made = batch(self.now)
+            except torch.cuda.OutOfMemoryError:
+                if self.now == 1:
+                    raise
+                self._shrink()
+                continue
+            if self._grows and made == self.now:
+                self._grow(before)
+            return made
+
+    def _shrink(self) -> None:
+        self.now, self._grows = self.now // 2, False
+        _LOG.info("The batch does not fit into memory; goes on with %d at a time", self.now)
+
+    def _watched(self) -> int:
+        """Bytes held before a batch."""
+        if not self._grows:
+            return 0
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return torch.cuda.memory_allocated(self._device)
+
+    def _grow(self, before: int) -> None:
+        """After a batch that fitted: as many as the free memory has room for."""
+        each = max(1, (torch.cuda.max_memory_allocated(self._device) - before) // self.now)
+        room = _USED * (free_memory(self._device) or 0)
+        best = min(self._limit, int(room // each))
+        # A single item also measures what does not grow with the batch: a few more are measured once again.
+        self.now, self._grows = (max(1, min(best, _TRIAL)), best > 1) if self.now == 1 else (max(1, best), False)
