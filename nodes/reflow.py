@@ -259,8 +259,8 @@ def _making_inputs() -> dict[str, Any]:
         "save_dtype": choice(
             tuple(PAIR_DTYPES),
             "fp16",
-            "Number format of the saved latents: fp16 takes 32 KB for 512 × 512 px, fp32 twice that. The noise is drawn"
-            " again from the seed.",
+            "Number format of what is saved. fp16: 32 KB for a pair of 512 × 512 px, and 118 KB (SD1.x) for each"
+            " different prompt; fp32: twice that. The noise is not saved but drawn again from the seed.",
         ),
     }
 

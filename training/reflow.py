@@ -49,7 +49,7 @@ class PairSettings:
         teacher: steps, guidance and solver.
         negative: prompt of the unconditional side.
         size: (width, height) of the images, pixels, multiples of 8.
-        dtype: of the saved latents, of PAIR_DTYPES.
+        dtype: of the saved latents and text embeddings, of PAIR_DTYPES.
         batch_size: pairs in one network call; 0 for what fits.
         share: the part that is made here.
         damaged: see `PairStore`.
@@ -121,12 +121,13 @@ def reflow_pairs(
     """
     identity = pair_identity(prompts, maker, settings)
     store = PairStore(folder, identity, settings.seed, settings.count, settings.damaged)
-    texts = ShardStore(folder / f"texts-{settings_key(maker.text_id)}")
+    texts = ShardStore(folder / f"texts-{settings_key(maker.text_id)}-{settings.dtype}")
     missing = store.missing(settings.share)
     numbers = (prompts.at(pair, settings.seed) for pair in missing.tolist())
     captions = chain(["", settings.negative], numbers, store.captions())
     total = 2 + len(missing) + len(store.present)
-    _encode(texts, captions, maker.encode, lambda: progress(total, f"Encoding prompts of {folder.name}"))
+    dtype, title = PAIR_DTYPES[settings.dtype], f"Encoding prompts of {folder.name}"
+    _encode(texts, captions, maker.encode, dtype, lambda: progress(total, title))
     if len(missing):
         bar = progress(len(missing), f"Making pairs of {folder.name}")
         with closing(bar), torch.inference_mode(False), maker.network() as backbone:
@@ -235,7 +236,13 @@ def _runs(pending: Sequence[tuple[int, str, Tensor]], stride: int) -> Iterator[R
             begin = end
 
 
-def _encode(texts: ShardStore, captions: Iterator[str], encode: TextEncoder, make: Callable[[], Progress]) -> None:
+def _encode(
+    texts: ShardStore,
+    captions: Iterator[str],
+    encode: TextEncoder,
+    dtype: torch.dtype,
+    make: Callable[[], Progress],
+) -> None:
     """Encodes the captions that are not in the store; what is done stays if it is interrupted."""
     progress: Progress | None = None
     try:
@@ -245,7 +252,7 @@ def _encode(texts: ShardStore, captions: Iterator[str], encode: TextEncoder, mak
             progress = progress or make()
             context, pooled = encode(caption)
             tensors = {context_key(caption): context} | ({} if pooled is None else {pooled_key(caption): pooled})
-            texts.add({key: finite(tensor, caption) for key, tensor in tensors.items()})
+            texts.add({key: finite(tensor.to(dtype), caption).to(dtype) for key, tensor in tensors.items()})
             progress.update(number + 1, caption)
     finally:
         texts.flush()

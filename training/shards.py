@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..files import written_whole
+from .key_index import KeyIndex
 from .records import Records
 
 _LOG = logging.getLogger(__name__)
@@ -23,12 +24,13 @@ _OPEN_AT_MOST = 32
 
 
 class ShardStore:
-    """A folder of shards, each a safetensors file with some keys; a key is in one shard. Only keys are in memory.
+    """A folder of shards, each a safetensors file with some keys; a key is in one shard.
 
-    A shard that was cut short or altered is named in the log and removed, so that its keys are missing and made
-    again: at the start every header is read, and every shard in full that was not yet, or changed since (what was
-    checked is kept in verified.json). A shard that is damaged behind the record's back is found when it is first
-    read from. Shards appear whole or not at all; keys added and not flushed are lost with the process.
+    In memory a key takes 12 bytes. A shard that was cut short or altered is named in the log and removed, so that its
+    keys are missing and made again: at the start every header is read, and every shard in full that was not yet, or
+    changed since (what was checked is kept in verified.json). A shard that is damaged behind the record's back is
+    found when it is first read from. Shards appear whole or not at all; keys added and not flushed are lost with the
+    process.
 
     Args:
         folder: of the shards; made when first written to.
@@ -42,10 +44,12 @@ class ShardStore:
         self._verified: set[Path] = set()
         self._records = Records(folder / "verified.json")
         self.damaged: list[str] = []
-        self._shard_of = self._index()
+        self._paths: list[Path] = []
+        self._keys = KeyIndex()
+        self._index()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._shard_of or key in self._pending
+        return key in self._pending or key in self._keys
 
     def get(self, key: str) -> Tensor:
         """The tensor of a key, read from its shard.
@@ -56,13 +60,13 @@ class ShardStore:
         """
         if key in self._pending:
             return self._pending[key]
-        return self._opened(self._shard_of[key]).get_tensor(key)
+        return self._opened(self._paths[self._keys[key]]).get_tensor(key)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a key's tensor, without reading it; raises as `get`."""
         if key in self._pending:
             return tuple(self._pending[key].shape)
-        return tuple(self._opened(self._shard_of[key]).get_slice(key).get_shape())
+        return tuple(self._opened(self._paths[self._keys[key]]).get_slice(key).get_shape())
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Keeps tensors that belong together (they go into one shard)."""
@@ -85,15 +89,18 @@ class ShardStore:
         with written_whole(path) as temporary:
             save_file(ordered, temporary, {DIGEST: digest})
         self._verified.add(path)
-        self._shard_of.update(dict.fromkeys(ordered, path))
+        self._take(path, ordered)
         self._pending = {}
 
     def _next_number(self) -> int:
         numbers = (path.name[:5] for path in self._folder.glob("*.safetensors"))
         return max((int(number) for number in numbers if number.isdecimal()), default=0) + 1
 
-    def _index(self) -> dict[str, Path]:
-        found: dict[str, Path] = {}
+    def _take(self, path: Path, keys: Iterable[str]) -> None:
+        self._paths.append(path)
+        self._keys.update(keys, len(self._paths) - 1)
+
+    def _index(self) -> None:
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
                 keys = _keys(path)
@@ -103,9 +110,8 @@ class ShardStore:
                 self.damaged.append(path.name)
                 path.unlink(missing_ok=True)
             else:
-                found.update(dict.fromkeys(keys, path))
+                self._take(path, keys)
         self._records.save()
-        return found
 
     def _opened(self, path: Path) -> Any:
         """An open shard; the ones used last stay open."""

@@ -34,8 +34,14 @@ def fingerprint(thing: Any) -> str:
 def _weights(thing: Any, patcher: Any) -> dict[str, Tensor]:
     for name in ("cond_stage_model", "first_stage_model"):
         if hasattr(thing, name):
-            return getattr(thing, name).state_dict()
-    return patcher.model.state_dict()
+            return {**getattr(thing, name).state_dict(), **_unpatched(patcher)}
+    return {**patcher.model.state_dict(), **_unpatched(patcher)}
+
+
+def _unpatched(patcher: Any) -> dict[str, Tensor]:
+    """The weights that ComfyUI put aside when it merged patches in: whether a model is loaded makes no difference."""
+    aside = {key: getattr(entry, "weight", entry) for key, entry in getattr(patcher, "backup", {}).items()}
+    return {key: weight for key, weight in aside.items() if isinstance(weight, Tensor)}
 
 
 def _patches(patcher: Any) -> dict[str, Tensor]:
