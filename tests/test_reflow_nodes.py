@@ -42,6 +42,16 @@ def test_from_prompts_to_a_reflowed_lora(host):
     assert len(host.backbone.batch_sizes) == calls and len(again) == 4
 
 
+def test_it_runs_under_comfyuis_inference_mode(host):
+    with torch.inference_mode():
+        dataset, _ = _pairs(batch_size=2)
+        more, _ = _pairs(count=8)
+        [lora] = Diff2FlowLoraConfig().build("light", 4, 4.0)
+        Diff2FlowTrain().train("model", more, lora, "diff2flow", 2, 2, 1e-3, 0, "straight")
+    assert len(dataset) == 6 and len(more) == 8
+    assert not any(tensor.is_inference() for tensor in (more.pairs, more.batch([0]).latent, more.batch([0]).context))
+
+
 def test_prompts_come_from_a_file_and_a_dataset_too(host, tmp_path):
     (host.folder("input") / "wildcards").mkdir()
     (host.folder("input") / "wildcards" / "animals.txt").write_text("owl\n")

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
@@ -119,26 +119,36 @@ def reflow_pairs(
             that is not finite.
         NonFiniteStateError: the teacher's latents are NaN or infinite.
     """
-    identity = pair_identity(prompts, maker, settings)
-    store = PairStore(folder, identity, settings.seed, settings.count, settings.damaged)
+    mode = torch.is_inference_mode_enabled()
+
+    def encode(caption: str) -> tuple[Tensor, Tensor | None]:
+        with torch.inference_mode(mode):
+            return maker.encode(caption)
+
+    # ComfyUI runs every node under inference mode, whose tensors could not be changed in the network's context.
+    with torch.inference_mode(False), torch.no_grad():
+        return _made(folder, prompts, replace(maker, encode=encode), settings, progress)
+
+
+def _made(
+    folder: Path, prompts: Prompts, maker: Maker, settings: PairSettings, progress: Callable[[int, str], Progress]
+) -> PairDataset:
+    store = PairStore(folder, pair_identity(prompts, maker, settings), settings.seed, settings.count, settings.damaged)
     texts = ShardStore(folder / f"texts-{settings_key(maker.text_id)}-{settings.dtype}")
     missing = store.missing(settings.share)
-    numbers = (prompts.at(pair, settings.seed) for pair in missing.tolist())
-    captions = chain(["", settings.negative], numbers, store.captions())
-    total = 2 + len(missing) + len(store.present)
-    dtype, title = PAIR_DTYPES[settings.dtype], f"Encoding prompts of {folder.name}"
-    _encode(texts, captions, maker.encode, dtype, lambda: progress(total, title))
+    wanted = (prompts.at(pair, settings.seed) for pair in missing.tolist())
+    captions = chain(["", settings.negative], wanted, store.captions())
+    total, title = 2 + len(missing) + len(store.present), f"Encoding prompts of {folder.name}"
+    _encode(texts, captions, maker.encode, PAIR_DTYPES[settings.dtype], lambda: progress(total, title))
     if len(missing):
         bar = progress(len(missing), f"Making pairs of {folder.name}")
-        with closing(bar), torch.inference_mode(False), maker.network() as backbone:
+        with closing(bar), maker.network() as backbone:
             store.write_manifest(_about(backbone, maker))
             store.tidy(settings.share)
-            _Making(store, texts, prompts, settings, Teacher(backbone, maker.flow, settings.teacher), bar).run(
-                missing, BatchSize(settings.batch_size, backbone.device)
-            )
-    return PairDataset(
-        folder.name, store, texts, store.present, settings.size, _notes(store, settings), maker.text_id
-    )
+            making = _Making(store, texts, prompts, settings, Teacher(backbone, maker.flow, settings.teacher), bar)
+            making.run(missing, BatchSize(settings.batch_size, backbone.device))
+    notes = _notes(store, settings)
+    return PairDataset(folder.name, store, texts, store.present, settings.size, notes, maker.text_id)
 
 
 def pair_identity(prompts: Prompts, maker: Maker, settings: PairSettings) -> dict[str, Any]:
