@@ -18,6 +18,7 @@ from diff2flow_nodes.samplers.parameterization import FlowParameterization
 from diff2flow_nodes.tests import reflow_fakes
 from diff2flow_nodes.tests.reflow_fakes import FLOW, PROMPTS, encode, make, maker, shards_of
 from diff2flow_nodes.tests.training_fakes import SilentProgress, TinyBackbone
+from diff2flow_nodes.training import teacher
 from diff2flow_nodes.training.pairs import MANIFEST, PairStore, Run, Share, pair_noise
 from diff2flow_nodes.training.teacher import BatchSize, TeacherSettings
 
@@ -263,6 +264,26 @@ def test_the_batch_is_halved_until_it_fits():
     with pytest.raises(torch.cuda.OutOfMemoryError):
         BatchSize(1, torch.device("cpu")).run(lambda most: batch(most + 3))
     assert BatchSize(0, torch.device("cpu")).now == 4
+
+
+def test_the_largest_batch_that_fits_is_found(monkeypatch):
+    each, fixed, free, peak = 300, 5000, 12_000, 0
+
+    def batch(most):
+        nonlocal peak
+        peak = fixed + each * most
+        return most
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak)
+    monkeypatch.setattr(teacher, "free_memory", lambda device: free)
+    size = BatchSize(0, torch.device("cuda"))
+    sizes = [size.run(batch) for _ in range(4)]
+    assert sizes == [1, 1, 1, 1]  # 5300 for one: two might not fit
+    for free, best in ((1_000_000, 64), (50_000, int(0.85 * 50_000 // 925))):
+        size = BatchSize(0, torch.device("cuda"))
+        assert [size.run(batch) for _ in range(4)] == [1, 8, best, best]
 
 
 def test_a_teacher_that_diverges_stops_with_what_is_finished(tmp_path):
