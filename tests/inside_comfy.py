@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -571,6 +572,55 @@ def check_text_encoder_lora() -> dict[str, float]:
         assert torch.equal(unchanged, before[0][0]), kind
     assert max(found.values()) < 1e-3, found
     return found
+
+
+def check_reflow_teacher() -> dict[str, float]:
+    """The teacher's latents are those of Diff2Flow Sampler from the same noise, LoRA and SDXL's sizes included."""
+    import comfy.sample
+
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.hosts.choice import flow_of
+    from diff2flow_nodes.training.teacher import Teacher, TeacherSettings
+
+    host, found = current(), {}
+    for family, start, cfg in (("SD15", "terminal", 4.0), ("SD15", "noise", 1.0), ("SDXL", "terminal", 4.0)):
+        model = network(family)
+        if family == "SD15":
+            model = host.apply_lora(model, None, kohya_lora(model, 1), 1.0, None)[0]
+        drawn = ours(model, family, 4, "heun", cfg=cfg, start=start)
+        noise = comfy.sample.prepare_noise(latent()["samples"], 7)
+        sides = [conditioning(family, 1), conditioning(family, 2)][: 2 if cfg != 1.0 else 1]
+        context = torch.cat([side[0][0] for side in sides for _ in range(2)])
+        pooled = torch.cat([side[0][1]["pooled_output"] for side in sides for _ in range(2)])
+        sizes = torch.tensor([[64, 64, 0, 0, 64, 64]]).expand(len(context), -1)
+        flow = flow_of(host.facts(model), start)
+        with torch.inference_mode(False), host.training(model) as backbone:
+            inputs = [each.clone() for each in (noise, context, pooled)]
+            made = Teacher(backbone, flow, TeacherSettings(4, cfg, "heun"))(*inputs, sizes)
+        found[f"{family} {start}"] = difference(made, drawn)
+    assert max(found.values()) < 2e-3, found
+    return found
+
+
+def check_reflow_pairs() -> dict[str, Any]:
+    """The node under inference mode; a second run finds its pairs though the LoRA has been merged meanwhile."""
+    from diff2flow_nodes.hosts import current
+
+    model, clip = network(), text_encoder()
+    model = current().apply_lora(model, None, kohya_lora(model, 1), 1.0, None)[0]
+    folder = f"reflow_check_{os.getpid()}"
+    inputs = (model, clip, "a fox\na {red|blue} cat", 4, 2, 3.0, 0, folder, None, "", "bad", 64, 64)
+    try:
+        first, summary = run_node("Diff2FlowReflowPairs", *inputs)
+        again, _ = run_node("Diff2FlowReflowPairs", *inputs)
+        with torch.inference_mode(False):
+            batch = again.batch(range(4))
+        shards = list((current().folder("datasets") / folder).glob("pairs-*"))
+    finally:
+        shutil.rmtree(current().folder("datasets") / folder, ignore_errors=True)
+    assert len(first) == len(again) == 4 and len(shards) == 1 and batch.noise.shape == (4, 4, 8, 8), summary
+    assert batch.latent.isfinite().all() and not any(x.is_inference() for x in (batch.latent, batch.context))
+    return {"summary": summary, "spread": float(batch.latent.std())}
 
 
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}

@@ -267,7 +267,7 @@ def test_the_batch_is_halved_until_it_fits():
 
 
 def test_the_largest_batch_that_fits_is_found(monkeypatch):
-    each, fixed, free, peak = 300, 5000, 12_000, 0
+    each, fixed, room, peak = 300, 5000, {"free": 12_000}, 0
 
     def batch(most):
         nonlocal peak
@@ -277,11 +277,12 @@ def test_the_largest_batch_that_fits_is_found(monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak)
-    monkeypatch.setattr(teacher, "free_memory", lambda device: free)
+    monkeypatch.setattr(teacher, "free_memory", lambda device: room["free"])
     size = BatchSize(0, torch.device("cuda"))
     sizes = [size.run(batch) for _ in range(4)]
     assert sizes == [1, 1, 1, 1]  # 5300 for one: two might not fit
     for free, best in ((1_000_000, 64), (50_000, int(0.85 * 50_000 // 925))):
+        room["free"] = free
         size = BatchSize(0, torch.device("cuda"))
         assert [size.run(batch) for _ in range(4)] == [1, 8, best, best]
 

@@ -304,8 +304,14 @@ def _require_same(folder: Path, identity: Mapping[str, Any]) -> None:
         ) from error
     different = [name for name in {**known, **identity} if known.get(name) != identity.get(name)]
     if different:
-        shown = "; ".join(f"{name}: {known.get(name)} there, {identity.get(name)} here" for name in different)
+        both = [(name, _short(known.get(name)), _short(identity.get(name))) for name in different]
+        shown = "; ".join(f"{name}: {there} there, {here} here" for name, there, here in both)
         raise ValueError(
             f"folder: '{folder.name}' holds pairs made with other settings ({shown}); give another folder name, or set"
             " everything as it was to go on with these"
         )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from torch import Tensor
 
@@ -272,6 +271,8 @@ def _encode(
 
 def _about(backbone: Backbone, maker: Maker) -> dict[str, Any]:
     """What the manifest says beside the identity."""
+    import safetensors
+
     kept = ("modelspec.title", "diff2flow.")
     return {
         "teacher": backbone.base_name,
