@@ -48,7 +48,7 @@ OTHERS = tuple(name for name in WAYS if name not in MAIN)
 
 def time_of(names: Sequence[str], given: argparse.Namespace, rounds: int) -> dict[str, Any]:
     """Seconds a step of some ways, and their ratios. TrainLoraNode gets a model of its own: it may leave traces."""
-    models = {theirs: Material.of(given.checkpoint, given.side) for theirs in (False, True)}
+    models = {is_theirs: Material.of(given.checkpoint, given.side) for is_theirs in (False, True)}
 
     def timed(name: str) -> Callable[[], float]:
         material = models[name.startswith("train_lora_node")]
