@@ -8,8 +8,10 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
+_writes = ContextVar("writes", default=True)
 _ILLEGAL = re.compile(r'[\x00-\x1f<>:"|?*]')
 
 
@@ -42,8 +44,12 @@ def confined(folder: Path, name: str) -> Path:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
 
-    If the body raises, the temporary file is removed and `path` stays as it was.
+    If the body raises, the temporary file is removed and `path` stays as it was. See also `without_writing`.
     """
+    if not _writes.get():
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere) / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -56,6 +62,21 @@ def written_whole(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+@contextmanager
+def without_writing() -> Iterator[None]:
+    """What `written_whole` is given meanwhile is thrown away: for the processes of a run that are not its writer."""
+    before = _writes.set(False)
+    try:
+        yield
+    finally:
+        _writes.reset(before)
+
+
+def writes() -> bool:
+    """Whether what `written_whole` is given now is kept."""
+    return _writes.get()
 
 
 def sha256_of(path: Path) -> str:
