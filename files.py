@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+_PART = ".part"
 _writes = ContextVar("writes", default=True)
 _ILLEGAL = re.compile(r'[\x00-\x1f<>:"|?*]')
 
@@ -51,7 +55,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             yield Path(elsewhere) / path.name
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     os.close(handle)
     try:
         yield Path(temporary)
@@ -62,6 +66,21 @@ def written_whole(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path, name: str = "*", hours: float = 0.0) -> None:
+    """Removes what a killed process left of files that `written_whole` was writing in `folder`.
+
+    Args:
+        folder: nothing happens if there is none.
+        name: of the files that were to be written.
+        hours: leaves out what is younger: where another process may be writing.
+    """
+    oldest = time.time() - 3600.0 * hours
+    for part in folder.glob(f".{glob.escape(name) if name != '*' else name}.*{_PART}"):
+        with contextlib.suppress(OSError):
+            if part.stat().st_mtime <= oldest:
+                part.unlink()
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from .record import LOG, Events, JsonLines, Sink, TensorBoard
 from .run_folder import RunFolder, open_run
 from .sample_files import save_samples
 from .settings import TrainSettings
-from .uninterrupted import uninterrupted
+from .signals import ignored
 from .validation import Validation
 
 _LOG = logging.getLogger(__name__)
@@ -244,6 +244,8 @@ class _Session:
 
     def _save_state(self) -> None:
         if self._processes.is_writer and self._loop.step > self._saved_at:
+            for sink in self._sinks:
+                sink.flush()  # first: a run that goes on from this state keeps the log up to it
             self._folder.save(self._loop.state(), self._job.keeping.keep)
             self._add({"kind": "state", "step": self._loop.step})
             self._saved_at = self._loop.step
@@ -285,7 +287,7 @@ class _Session:
             return
         if self._loop.step == self._resumed_at:
             return
-        with uninterrupted():
+        with ignored():
             self._save_state()
             name = self._saved_product().name
         kept = f"{self._loop.step} steps are saved as '{name}'; queue again to go on from there"
