@@ -45,10 +45,17 @@ def make_base(base: Path) -> Path:
 
 
 class ComfyServer:
-    """Starts ComfyUI and queues prompts over HTTP. Use as a context manager."""
+    """Starts ComfyUI and queues prompts over HTTP. Use as a context manager.
 
-    def __init__(self, directory: Path, base: Path) -> None:
+    Args:
+        directory: of ComfyUI.
+        base: for models, input and output.
+        environment: variables added for the server.
+    """
+
+    def __init__(self, directory: Path, base: Path, environment: dict[str, str] | None = None) -> None:
         self.directory, self.base, self.port = directory, make_base(base), _free_port()
+        self._environment = {**os.environ, **(environment or {})}
         self.log = base / "server.log"
 
     def __enter__(self) -> ComfyServer:
@@ -56,7 +63,9 @@ class ComfyServer:
         command += ["--base-directory", str(self.base), "--disable-auto-launch", "--preview-method", "latent2rgb"]
         command += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}"]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(command, cwd=self.directory, stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(
+                command, cwd=self.directory, stdout=log, stderr=subprocess.STDOUT, env=self._environment
+            )
         self._wait_until_ready()
         return self
 
@@ -82,9 +91,14 @@ class ComfyServer:
             body = error.read()
         return json.loads(body) if body else {}
 
-    def queue(self, prompt: dict[str, Any]) -> str:
+    def memory(self) -> float:
+        """Resident memory of the server, MB."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def queue(self, prompt: dict[str, Any], client_id: str = "") -> str:
         """Queues an API-format prompt and returns its id."""
-        answer = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
+        answer = self.post("/prompt", {"prompt": prompt, "client_id": client_id or uuid.uuid4().hex})
         if "prompt_id" not in answer:
             raise AssertionError(f"ComfyUI refused the prompt: {json.dumps(answer)[:2000]}")
         return answer["prompt_id"]
@@ -101,9 +115,9 @@ class ComfyServer:
             time.sleep(0.2)
         raise AssertionError(f"the prompt did not end in {_PROMPT_SECONDS} s:\n{self.tail()}")
 
-    def run(self, prompt: dict[str, Any]) -> dict[str, list[Path]]:
+    def run(self, prompt: dict[str, Any], client_id: str = "") -> dict[str, list[Path]]:
         """Image files by node id; AssertionError with ComfyUI's message if the prompt failed."""
-        entry = self.wait(self.queue(prompt))
+        entry = self.wait(self.queue(prompt, client_id))
         failure = failure_of(entry)
         if failure:
             raise AssertionError(f"{failure['node_type']}: {failure['exception_message']}\n{self.tail()}")

@@ -123,15 +123,17 @@ def _kept_for_backward(network: nn.Module, loss: Callable[[], Tensor]) -> int:
         fake = [mode.from_tensor(weight) for weight in real]  # held: the mode forgets what nobody holds
         own = {_storage(weight) for weight in (*real, *fake)}
 
-        def pack(tensor: Tensor) -> Tensor:
+        def pack(tensor: Tensor) -> None:
             if _storage(tensor) not in own:
                 kept[_storage(tensor)] = (tensor.untyped_storage().nbytes(), tensor)  # alive: its address stays its own
-            return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            result = loss()
-        del result
-    return sum(size for size, _ in kept.values())
+        # The graph holds `pack` and what it returns: were its tensors reachable from there, nothing would ever free it.
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
+            try:
+                loss()
+                return sum(size for size, _ in kept.values())
+            finally:
+                kept.clear()
 
 
 def _storage(tensor: Tensor) -> int:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import written_whole
+from ..files import remove_parts, written_whole
 from .records import Records
 
 _LOG = logging.getLogger(__name__)
 _DIGEST = "sha256"
 _OPEN_AT_MOST = 32
+_PART_HOURS = 24.0
+"""Half-written shards older than this are what a killed process left."""
 
 
 class ShardStore:
@@ -92,6 +94,7 @@ class ShardStore:
         return max((int(number) for number in numbers if number.isdecimal()), default=0) + 1
 
     def _index(self) -> dict[str, Path]:
+        remove_parts(self._folder, hours=_PART_HOURS)
         found: dict[str, Path] = {}
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
