@@ -133,7 +133,6 @@ def finetune(job: Job, progress: Progress) -> Finetuned:
             require_fit(job.backbone, dataset)
         adapters = stack.enter_context(trainable(job.backbone, job.lora, job.settings.seed))
         stack.enter_context(checkpointed(job.backbone.module, job.settings.optimizer.checkpointing))
-        stack.enter_context(_compiled(job.backbone.module, job.settings.optimizer.compile))
         return _Session(job, adapters, progress, joined(job.backbone.device)).run()
 
 
@@ -154,7 +153,8 @@ class _Session:
         """Trains; saves the state and the product however it ends."""
         self._introduce()
         try:
-            with self._recorded():
+            # Compiled only now: the estimate's tensors hold no memory that a compiled network could read.
+            with self._recorded(), _compiled(self._job.backbone.module, self._job.settings.optimizer.compile):
                 self._loop.run(self._report, self._due, self._pause)
         except BaseException as error:
             self._rescue(error)
