@@ -45,17 +45,10 @@ def make_base(base: Path) -> Path:
 
 
 class ComfyServer:
-    """Starts ComfyUI and queues prompts over HTTP. Use as a context manager.
+    """Starts ComfyUI and queues prompts over HTTP. Use as a context manager."""
 
-    Args:
-        directory: of ComfyUI.
-        base: for models, input and output.
-        environment: variables added for the server.
-    """
-
-    def __init__(self, directory: Path, base: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, directory: Path, base: Path) -> None:
         self.directory, self.base, self.port = directory, make_base(base), _free_port()
-        self._environment = {**os.environ, **(environment or {})}
         self.log = base / "server.log"
 
     def __enter__(self) -> ComfyServer:
@@ -63,9 +56,7 @@ class ComfyServer:
         command += ["--base-directory", str(self.base), "--disable-auto-launch", "--preview-method", "latent2rgb"]
         command += ["--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}"]
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self.directory, stdout=log, stderr=subprocess.STDOUT, env=self._environment
-            )
+            self._process = subprocess.Popen(command, cwd=self.directory, stdout=log, stderr=subprocess.STDOUT)
         self._wait_until_ready()
         return self
 
