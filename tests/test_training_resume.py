@@ -199,6 +199,7 @@ def test_ctrl_c_in_the_middle_of_an_update_waits_for_its_end(tmp_path, monkeypat
         _run(tmp_path, steps=6)
     assert states_in(tmp_path / "runs" / "style" / "states")[0].name == "state_00000004.safetensors"
     assert (tmp_path / "loras" / "style.safetensors").exists()
+    assert [entry["step"] for entry in _log(tmp_path) if entry["kind"] == "step"] == [1, 2, 3, 4]
     monkeypatch.undo()
     assert _equal(whole.state, _run(tmp_path, steps=6).state)
 

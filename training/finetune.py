@@ -194,7 +194,7 @@ class _Session:
         try:
             yield
         finally:
-            self._loop.settle_last()
+            self._loop.settle_last(self._log)
             self._add({"kind": "end", "step": self._loop.step, "steps": self._job.settings.steps})
             for sink in self._sinks:
                 sink.close()
@@ -204,11 +204,16 @@ class _Session:
         for sink in self._sinks:
             sink.add({**entry, "time": time.time()})
 
-    def _report(self, step: StepReport) -> None:
+    def _log(self, step: StepReport) -> tuple[float, float]:
+        """Into the log and to the page; steps a second and seconds left."""
         rate = (step.step - self._resumed_at) / max(1e-9, time.monotonic() - self._timer)
         left = (self._job.settings.steps - step.step) / rate
         numbers = {"loss": step.loss, "learning_rate": step.learning_rate, "grad_norm": step.grad_norm}
         self._add({"kind": "step", "step": step.step, **numbers, "steps_per_second": rate, "seconds_left": left})
+        return rate, left
+
+    def _report(self, step: StepReport) -> None:
+        rate, left = self._log(step)
         recent = self._loop.losses[-_RECENT:]
         text = f"loss {sum(recent) / len(recent):.4f}, {rate:.2f} it/s, {_clock(left)} left"
         self._progress.update(step.step, text)

@@ -56,7 +56,7 @@ class MicroBatch:
     t: Tensor
 
 
-Report = Callable[[StepReport], None]
+Report = Callable[[StepReport], object]
 
 
 class Loop:
@@ -146,10 +146,10 @@ class Loop:
                 pause()
         self._settle(report)
 
-    def settle_last(self) -> None:
+    def settle_last(self, report: Report) -> None:
         """Counts the step that was made but not read, if it is good; frees the gradients."""
         with contextlib.suppress(NonFiniteError):
-            self._settle(lambda report: None)
+            self._settle(report)
         self._optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> State:
