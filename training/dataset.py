@@ -271,7 +271,7 @@ class LatentDataset:
     def _encoded(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         context = torch.cat(_same_length([self.texts.get(context_key(caption)) for caption in captions]))
         keys = [pooled_key(caption) for caption in captions]
-        if not any(key in self.texts for key in keys):
+        if not all(key in self.texts for key in keys):
             return context, None
         return context, torch.cat([self.texts.get(key) for key in keys])
 

@@ -124,8 +124,12 @@ class Cache:
 
     def _add_text(self, caption: str) -> None:
         context, pooled = self._encoders.text(caption)
-        tensors = {context_key(caption): context} | ({} if pooled is None else {pooled_key(caption): pooled})
-        self.texts.add({key: _finite(tensor, caption) for key, tensor in tensors.items()})
+        tensors = {context_key(caption): _finite(context, caption)}
+        # SD1's pooled output comes from a projection that its checkpoints lack, and nothing reads it; where something
+        # does, `Backbone.conditioning` misses it by name.
+        if pooled is not None and torch.isfinite(pooled).all():
+            tensors[pooled_key(caption)] = pooled.float()
+        self.texts.add(tensors)
 
 
 def placed_item(
