@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from .hosts import HostError, use
 from .hosts.headless import HeadlessHost
@@ -20,6 +21,9 @@ from .hosts.headless.graph import plan
 from .hosts.headless.workflow import Workflow, WorkflowError, override, read_workflow
 from .hosts.headless.written import announce
 from .hosts.port import FOLDERS
+
+if TYPE_CHECKING:
+    from .training.parallel import Processes
 
 _PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "open_clip", "safetensors", "tqdm", "PIL")
 
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING,
+        level=logging.ERROR if _rank() else logging.INFO if options.verbose else logging.WARNING,
         format="%(levelname)s: %(message)s",
         stream=sys.stderr,
     )
@@ -123,16 +127,34 @@ def _execute(
     try:
         _require_packages()
         _require_writable(host.folder("output"))
-        host.device  # noqa: B018 (found before the first node, if there is no such device)
-        announce(_print_path, options.models, options.output)
-        execute(workflow, order, classes)
+        processes = _joined(host)
+        if processes.is_writer:
+            announce(_print_path, options.models, options.output)
+        execute(workflow, order, classes, processes)
     except NodeFailure as failure:
         return _failed(failure, options.verbose)
-    except (HostError, OSError) as error:
+    except (ValueError, OSError) as error:
         return _complain(str(error), WRONG)
     finally:
         signal.signal(signal.SIGTERM, before)
     return DONE
+
+
+def _joined(host: HeadlessHost) -> Processes:
+    """The processes of this run; HostError before the first node, if there is no such device."""
+    from .training.parallel import joined, launched_alone
+
+    if launched_alone():
+        logging.getLogger(__name__).warning(
+            "accelerate was asked for several processes and started this one only, as it does without several GPUs;"
+            " 'accelerate launch --multi_gpu --num_processes …' starts them, also on the CPU"
+        )
+    return joined(host.device)
+
+
+def _rank() -> int:
+    """Number of this process among those that a launcher started; 0 writes."""
+    return int(os.environ.get("RANK") or "0")
 
 
 def _own_nodes() -> Mapping[str, type]:
@@ -171,8 +193,9 @@ def _failed(failure: NodeFailure, verbose: bool) -> int:
 
 
 def _complain(text: str, code: int) -> int:
+    where = f" (process {_rank()})" if _rank() else ""
     for line in text.splitlines():
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error{where}: {line}", file=sys.stderr)
     return code
 
 

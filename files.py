@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
+_PART = ".part"
+_writes = ContextVar("writes", default=True)
 _ILLEGAL = re.compile(r'[\x00-\x1f<>:"|?*]')
 
 
@@ -42,10 +48,14 @@ def confined(folder: Path, name: str) -> Path:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
 
-    If the body raises, the temporary file is removed and `path` stays as it was.
+    If the body raises, the temporary file is removed and `path` stays as it was. See also `without_writing`.
     """
+    if not _writes.get():
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere) / path.name
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
     os.close(handle)
     try:
         yield Path(temporary)
@@ -56,6 +66,36 @@ def written_whole(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path, name: str = "*", hours: float = 0.0) -> None:
+    """Removes what a killed process left of files that `written_whole` was writing in `folder`.
+
+    Args:
+        folder: nothing happens if there is none.
+        name: of the files that were to be written.
+        hours: leaves out what is younger: where another process may be writing.
+    """
+    oldest = time.time() - 3600.0 * hours
+    for part in folder.glob(f".{glob.escape(name) if name != '*' else name}.*{_PART}"):
+        with contextlib.suppress(OSError):
+            if part.stat().st_mtime <= oldest:
+                part.unlink()
+
+
+@contextmanager
+def without_writing() -> Iterator[None]:
+    """What `written_whole` is given meanwhile is thrown away: for the processes of a run that are not its writer."""
+    before = _writes.set(False)
+    try:
+        yield
+    finally:
+        _writes.reset(before)
+
+
+def writes() -> bool:
+    """Whether what `written_whole` is given now is kept."""
+    return _writes.get()
 
 
 def sha256_of(path: Path) -> str:

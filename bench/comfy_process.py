@@ -1,6 +1,7 @@
 """ComfyUI's modules and this pack in one process, without the server: for checks and measurements inside ComfyUI.
 
-Runs under ComfyUI's own python, with COMFYUI_DIR set; importing this module starts ComfyUI on the CPU.
+Runs under ComfyUI's own python, with COMFYUI_DIR set; importing this module starts ComfyUI, on the CPU unless the
+script was given `--device cuda`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ PACK = Path(__file__).resolve().parent.parent
 
 
 def _start_comfy() -> None:
-    """ComfyUI reads its options from sys.argv while it is imported: it gets --cpu, and its checkout on the path."""
-    sys.argv[1:] = ["--cpu"]
+    """ComfyUI reads its options from sys.argv while it is imported: it gets the device, and its checkout's path."""
+    sys.argv[1:] = [] if DEVICE == "cuda" else ["--cpu"]
     sys.path.insert(0, os.environ["COMFYUI_DIR"])
     import comfy.options
 
@@ -36,5 +37,6 @@ def _load_pack() -> ModuleType:
 
 
 arguments = sys.argv[1:]
+DEVICE = arguments[arguments.index("--device") + 1] if "--device" in arguments else "cpu"
 _start_comfy()
 pack = _load_pack()

@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from comfy_process import arguments, pack  # noqa: E402  (first: it starts ComfyUI)
+from costs import cpu_seconds, interleaved, machine, medians, ratios  # noqa: E402
 
 # isort: split
 import comfy.model_management  # noqa: E402
@@ -49,21 +47,8 @@ def measure(model: Any, positive: Any, negative: Any, batch: int, side: int, rou
         "ours": lambda: ours.sample(model, positive, negative, latent, 1, steps, CFG, "euler", 1.0, "auto"),
         "ksampler": lambda: ksampler.sample(model, 1, steps, CFG, "euler", "normal", positive, negative, latent, 1.0),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for round_number in range(rounds + 1):
-        for name, way in ways.items():
-            began = time.process_time()
-            way()
-            if round_number:  # the first round warms up
-                seconds[name].append(time.process_time() - began)
-    ratios = {name: [t / b for t, b in zip(taken, seconds["bare"], strict=True)] for name, taken in seconds.items()}
-    return {
-        "batch": batch,
-        "latent": side,
-        "median_cpu_seconds": {name: statistics.median(taken) for name, taken in seconds.items()},
-        "median_ratio": {name: statistics.median(found) for name, found in ratios.items()},
-        "ratio_quartiles": {name: statistics.quantiles(found, n=4) for name, found in ratios.items()},
-    }
+    seconds = interleaved({name: cpu_seconds(way) for name, way in ways.items()}, rounds)
+    return {"batch": batch, "latent": side, "median_cpu_seconds": medians(seconds), **ratios(seconds, "bare")}
 
 
 def main() -> None:
@@ -75,8 +60,8 @@ def main() -> None:
         positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a three", ""))
         comfy.model_management.load_models_gpu([model])
         results = [measure(model, positive, negative, batch, side, rounds, steps) for batch, side in SIZES]
-    about = {"steps": steps, "cfg": CFG, "rounds": rounds, "torch": torch.__version__, "machine": platform.processor()}
-    print(json.dumps({**about, "threads": torch.get_num_threads(), "results": results}, indent=2))
+    about = {"steps": steps, "cfg": CFG, "rounds": rounds, **machine()}
+    print(json.dumps({**about, "results": results}, indent=2))
 
 
 if __name__ == "__main__":

@@ -82,9 +82,14 @@ class ComfyServer:
             body = error.read()
         return json.loads(body) if body else {}
 
-    def queue(self, prompt: dict[str, Any]) -> str:
+    def memory(self) -> float:
+        """Resident memory of the server, MB."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    def queue(self, prompt: dict[str, Any], client_id: str = "") -> str:
         """Queues an API-format prompt and returns its id."""
-        answer = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
+        answer = self.post("/prompt", {"prompt": prompt, "client_id": client_id or uuid.uuid4().hex})
         if "prompt_id" not in answer:
             raise AssertionError(f"ComfyUI refused the prompt: {json.dumps(answer)[:2000]}")
         return answer["prompt_id"]
@@ -101,9 +106,9 @@ class ComfyServer:
             time.sleep(0.2)
         raise AssertionError(f"the prompt did not end in {_PROMPT_SECONDS} s:\n{self.tail()}")
 
-    def run(self, prompt: dict[str, Any]) -> dict[str, list[Path]]:
+    def run(self, prompt: dict[str, Any], client_id: str = "") -> dict[str, list[Path]]:
         """Image files by node id; AssertionError with ComfyUI's message if the prompt failed."""
-        entry = self.wait(self.queue(prompt))
+        entry = self.wait(self.queue(prompt, client_id))
         failure = failure_of(entry)
         if failure:
             raise AssertionError(f"{failure['node_type']}: {failure['exception_message']}\n{self.tail()}")

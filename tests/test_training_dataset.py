@@ -204,6 +204,15 @@ def test_encodings_that_are_not_finite_never_reach_the_cache(folder):
     assert not list((folder.parent / "cache").glob("latents-*/*"))
 
 
+def test_a_pooled_output_that_nothing_set_is_left_out(tmp_path):
+    """As ComfyUI's for SD1: it reads a projection that the checkpoint does not have."""
+    _write(tmp_path / "a.png", caption="a")
+    encoders, text = Counting(), Counting().text
+    encoders.text = lambda caption: (text(caption)[0], torch.tensor([[1.0, float("nan")]]))
+    dataset = _dataset(tmp_path, encoders)
+    assert dataset.batch([0]).pooled is None and torch.isfinite(dataset.batch([0]).context).all()
+
+
 def test_a_resolution_that_is_no_multiple_of_8_is_refused(folder):
     with pytest.raises(ValueError, match="resolution must be a multiple of 8 and at least 8, not 20"):
         _dataset(folder, Counting(), resolution=20)

@@ -1,5 +1,7 @@
 """Memory: the estimate is what autograd keeps, checkpointing and accumulation need less and compute the same."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -107,3 +109,16 @@ def test_a_network_that_cannot_be_traced_is_trained_without_an_estimate(tmp_path
             return super().forward(x, tau, context) + float(x.detach().sum()) * 0
 
     assert finetune(tiny_job(tmp_path, TinyBackbone(network=Untraceable())), SilentProgress()).losses
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_nothing_of_a_run_stays_in_memory(tmp_path):
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    found = []
+    for number in range(3):
+        finetune(tiny_job(tmp_path / str(number), steps=2, optimizer=OptimizerSettings(ema=0.9)), SilentProgress())
+        found.append(tensors())
+    assert found[0] == found[1] == found[2]

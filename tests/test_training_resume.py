@@ -1,15 +1,18 @@
 """Runs that stop and go on: to the bit what they would have been, whatever the optimizer."""
 
 import json
+import signal
 
 import pytest
 import torch
 
 from diff2flow_nodes.tests.training_fakes import SilentProgress, TinyBackbone, tiny_dataset, tiny_job
+from diff2flow_nodes.training import finetune as finetuning
 from diff2flow_nodes.training.finetune import Watch, finetune
 from diff2flow_nodes.training.layers import GROUPS, LoraSettings
 from diff2flow_nodes.training.lora_file import load_lora
 from diff2flow_nodes.training.objective import ObjectiveSettings
+from diff2flow_nodes.training.product import save_product
 from diff2flow_nodes.training.run_folder import open_run
 from diff2flow_nodes.training.settings import OptimizerSettings
 from diff2flow_nodes.training.state import states_in
@@ -98,7 +101,8 @@ def test_another_dataset_or_model_is_another_run(tmp_path):
     run = open_run(tmp_path / "runs", "style", job.identity(), "auto")
     for changed in (tiny_job(tmp_path, dataset=tiny_dataset(tmp_path / "more", count=4)), tiny_job(tmp_path, seed=1)):
         assert changed.identity() != job.identity()
-    assert open_run(tmp_path / "runs", "style", job.identity(), "auto").path != run.path  # nothing to go on from
+    assert open_run(tmp_path / "runs", "style", job.identity(), "auto").path == run.path  # it never began
+    assert open_run(tmp_path / "runs", "style", job.identity(), "new").path != run.path
 
 
 def test_states_are_written_every_n_steps_and_the_last_k_are_kept(tmp_path):
@@ -178,3 +182,36 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
 def test_resume_must_be_a_known_word(tmp_path):
     with pytest.raises(ValueError, match="resume must be one of auto, new, not 'yes'"):
         _run(tmp_path, keeping={"resume": "yes"})
+
+
+def test_ctrl_c_in_the_middle_of_an_update_waits_for_its_end(tmp_path, monkeypatch):
+    whole = _run(tmp_path / "whole", steps=6)
+    calls, step = [], torch.optim.AdamW.step
+
+    def pressed(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, steps=6)
+    assert states_in(tmp_path / "runs" / "style" / "states")[0].name == "state_00000004.safetensors"
+    assert (tmp_path / "loras" / "style.safetensors").exists()
+    assert [entry["step"] for entry in _log(tmp_path) if entry["kind"] == "step"] == [1, 2, 3, 4]
+    monkeypatch.undo()
+    assert _equal(whole.state, _run(tmp_path, steps=6).state)
+
+
+def test_a_second_ctrl_c_does_not_cut_the_saving_short(tmp_path, monkeypatch):
+    def pressed_again(*args):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        return save_product(*args)
+
+    monkeypatch.setattr(finetuning, "save_product", pressed_again)
+    _interrupted(tmp_path, 3, steps=6)
+    assert states_in(tmp_path / "runs" / "style" / "states")[0].name == "state_00000003.safetensors"
+    assert (tmp_path / "loras" / "style.safetensors").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

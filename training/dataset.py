@@ -312,7 +312,7 @@ def encoded(texts: ShardStore | Stores, captions: Sequence[str]) -> tuple[Tensor
     """Context (B, tokens, width), of unequal length repeated to a common one; pooled (B, width) or None; float32."""
     context = torch.cat(_same_length([texts.get(context_key(caption)) for caption in captions])).float()
     keys = [pooled_key(caption) for caption in captions]
-    if not any(key in texts for key in keys):
+    if not all(key in texts for key in keys):
         return context, None
     return context, torch.cat([texts.get(key) for key in keys]).float()
 

@@ -124,8 +124,7 @@ class Cache:
 
     def _add_text(self, caption: str) -> None:
         context, pooled = self._encoders.text(caption)
-        tensors = {context_key(caption): context} | ({} if pooled is None else {pooled_key(caption): pooled})
-        self.texts.add({key: finite(tensor, caption) for key, tensor in tensors.items()})
+        self.texts.add(text_tensors(caption, context, pooled))
 
 
 def placed_item(
@@ -193,6 +192,21 @@ def bar(progress: MakeProgress, total: int) -> Iterator[Callable[[str], None]]:
     finally:
         if shown is not None:
             shown.close()
+
+
+def text_tensors(caption: str, context: Tensor, pooled: Tensor | None) -> dict[str, Tensor]:
+    """A caption's context and pooled output by their keys in a store, float32.
+
+    SD1's pooled output comes from a projection that its checkpoints lack, and nothing reads it: one that is not finite
+    is left out; where something does read it, `Backbone.conditioning` misses it by name.
+
+    Raises:
+        ValueError: the context is not finite.
+    """
+    tensors = {context_key(caption): finite(context, caption)}
+    if pooled is not None and torch.isfinite(pooled).all():
+        tensors[pooled_key(caption)] = pooled.float()
+    return tensors
 
 
 def finite(encoding: Tensor, name: str) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from .record import LOG, Events, JsonLines, Sink, TensorBoard, clock
 from .run_folder import RunFolder, open_run
 from .sample_files import save_samples
 from .settings import TrainSettings
+from .signals import ignored
 from .validation import Validation
 
 _LOG = logging.getLogger(__name__)
@@ -128,8 +130,7 @@ def finetune(job: Job, progress: Progress) -> Finetuned:
             require_fit(job.backbone, dataset)
         adapters = stack.enter_context(trainable(job.backbone, job.lora, job.settings.seed))
         stack.enter_context(checkpointed(job.backbone.module, job.settings.optimizer.checkpointing))
-        stack.enter_context(_compiled(job.backbone.module, job.settings.optimizer.compile))
-        return _Session(job, adapters, progress, joined()).run()
+        return _Session(job, adapters, progress, joined(job.backbone.device)).run()
 
 
 class _Session:
@@ -149,7 +150,8 @@ class _Session:
         """Trains; saves the state and the product however it ends."""
         self._introduce()
         try:
-            with self._recorded():
+            # Compiled only now: the estimate's tensors hold no memory that a compiled network could read.
+            with self._recorded(), _compiled(self._job.backbone.module, self._job.settings.optimizer.compile):
                 self._loop.run(self._report, self._due, self._pause)
         except BaseException as error:
             self._rescue(error)
@@ -187,7 +189,7 @@ class _Session:
         try:
             yield
         finally:
-            self._loop.settle_last()
+            self._loop.settle_last(self._log)
             self._add({"kind": "end", "step": self._loop.step, "steps": self._job.settings.steps})
             for sink in self._sinks:
                 sink.close()
@@ -197,11 +199,16 @@ class _Session:
         for sink in self._sinks:
             sink.add({**entry, "time": time.time()})
 
-    def _report(self, step: StepReport) -> None:
+    def _log(self, step: StepReport) -> tuple[float, float]:
+        """Into the log and to the page; steps a second and seconds left."""
         rate = (step.step - self._resumed_at) / max(1e-9, time.monotonic() - self._timer)
         left = (self._job.settings.steps - step.step) / rate
         numbers = {"loss": step.loss, "learning_rate": step.learning_rate, "grad_norm": step.grad_norm}
         self._add({"kind": "step", "step": step.step, **numbers, "steps_per_second": rate, "seconds_left": left})
+        return rate, left
+
+    def _report(self, step: StepReport) -> None:
+        rate, left = self._log(step)
         recent = self._loop.losses[-_RECENT:]
         text = f"loss {sum(recent) / len(recent):.4f}, {rate:.2f} it/s, {clock(left)} left"
         self._progress.update(step.step, text)
@@ -238,6 +245,8 @@ class _Session:
 
     def _save_state(self) -> None:
         if self._processes.is_writer and self._loop.step > self._saved_at:
+            for sink in self._sinks:
+                sink.flush()  # first: a run that goes on from this state keeps the log up to it
             self._folder.save(self._loop.state(), self._job.keeping.keep)
             self._add({"kind": "state", "step": self._loop.step})
             self._saved_at = self._loop.step
@@ -246,8 +255,7 @@ class _Session:
         """The state and the product of the steps that were made."""
         self._save_state()
         result = self._saved_product()
-        self._processes.wait()
-        return result
+        return replace(result, name=self._processes.told(result.name))
 
     def _saved_product(self) -> Finetuned:
         """The product, in its file; of several processes only the writer writes it."""
@@ -273,13 +281,16 @@ class _Session:
 
     def _rescue(self, error: BaseException) -> None:
         """After an interruption or error: saves what is good, and says where."""
-        if not self._loop.intact or not self._processes.is_writer:
+        if not self._processes.is_writer:
+            return
+        if not self._loop.intact:
             _LOG.warning("The run '%s' ended inside a step; its last saved state stays.", self._folder.path.name)
             return
         if self._loop.step == self._resumed_at:
             return
-        self._save_state()
-        name = self._saved_product().name
+        with ignored():
+            self._save_state()
+            name = self._saved_product().name
         kept = f"{self._loop.step} steps are saved as '{name}'; queue again to go on from there"
         _LOG.warning("The run '%s' ended early (%s): %s", self._folder.path.name, type(error).__name__, kept)
         if isinstance(error, ValueError):
@@ -287,17 +298,13 @@ class _Session:
 
 
 def _opened(job: Job, processes: Processes) -> RunFolder:
-    """The run's folder: the writer chooses or makes it first, the others find what it chose."""
-    keeping, identity = job.keeping, job.identity()
+    """The run's folder: the writer chooses or makes it, and tells the others which."""
+    keeping, identity, chosen = job.keeping, job.identity(), ""
     if processes.is_writer:
         folder = open_run(keeping.root, job.output.name, identity, keeping.resume)
-        processes.wait()
-        processes.wait()
-        return folder
-    processes.wait()
-    folder = open_run(keeping.root, job.output.name, identity, "auto")
-    processes.wait()
-    return folder
+        chosen = json.dumps([str(folder.path), folder.state and str(folder.state)])
+    path, state = json.loads(processes.told(chosen))
+    return RunFolder(Path(path), identity, Path(state) if state else None)
 
 
 def _validation(job: Job, loop: Loop) -> Validation | None:

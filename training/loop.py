@@ -20,6 +20,7 @@ from .objective import Objective
 from .parallel import Processes
 from .port import Backbone, TrainingDataset
 from .settings import TrainSettings
+from .signals import delayed
 from .state import State, restore
 
 _MAX_OVERFLOWS = 20
@@ -55,7 +56,7 @@ class MicroBatch:
     t: Tensor
 
 
-Report = Callable[[StepReport], None]
+Report = Callable[[StepReport], object]
 
 
 class Loop:
@@ -135,16 +136,20 @@ class Loop:
         for step in range(self.step, self._settings.steps):
             loss = self._gradient(step)
             self._settle(report)
-            self._pending = _Reading(torch.stack([loss, self._update(step)]), self._settings.learning_rate_at(step))
+            with delayed():
+                self.intact = False
+                norm = self._update(step)
+                self._pending = _Reading(torch.stack([loss, norm]), self._settings.learning_rate_at(step))
+                self.intact = True
             if due(step + 1):
                 self._settle(report)
                 pause()
         self._settle(report)
 
-    def settle_last(self) -> None:
+    def settle_last(self, report: Report) -> None:
         """Counts the step that was made but not read, if it is good; frees the gradients."""
         with contextlib.suppress(NonFiniteError):
-            self._settle(lambda report: None)
+            self._settle(report)
         self._optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> State:
@@ -209,21 +214,20 @@ class Loop:
         rate = self._settings.learning_rate_at(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * (self._options.text_rate if group["name"] == "text" else 1.0)
-        self.intact = False
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self.intact = True
         return norm
 
     def _settle(self, report: Report) -> None:
         """Reads the step made last and reports it; stops the run if it was not finite."""
-        reading, self._pending = self._pending, None
-        if reading is None:
+        if self._pending is None:
             return
-        loss, norm = reading.values()
-        self._require_finite(loss, norm)
-        self._averages.update(self.step)
-        self.losses.append(loss)
+        with delayed():
+            reading, self._pending = self._pending, None
+            loss, norm = reading.values()
+            self._require_finite(loss, norm)
+            self._averages.update(self.step)
+            self.losses.append(loss)
         report(StepReport(self.step, loss, norm, reading.learning_rate))
 
     def _require_finite(self, loss: float, norm: float) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -84,6 +87,15 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
+def give_back() -> None:
+    """Frees what nobody reaches, and hands it back to the system: glibc would keep most of what training took."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def require_room(needed: Estimate, device: torch.device, settings: TrainSettings) -> None:
     """Raises ValueError, saying what to change, where a run does not fit into a device's free memory."""
     free = free_memory(device)
@@ -123,15 +135,17 @@ def _kept_for_backward(network: nn.Module, loss: Callable[[], Tensor]) -> int:
         fake = [mode.from_tensor(weight) for weight in real]  # held: the mode forgets what nobody holds
         own = {_storage(weight) for weight in (*real, *fake)}
 
-        def pack(tensor: Tensor) -> Tensor:
+        def pack(tensor: Tensor) -> None:
             if _storage(tensor) not in own:
                 kept[_storage(tensor)] = (tensor.untyped_storage().nbytes(), tensor)  # alive: its address stays its own
-            return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            result = loss()
-        del result
-    return sum(size for size, _ in kept.values())
+        # The graph holds `pack` and what it returns: were its tensors reachable from there, nothing would ever free it.
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
+            try:
+                loss()
+                return sum(size for size, _ in kept.values())
+            finally:
+                kept.clear()
 
 
 def _storage(tensor: Tensor) -> int:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_STEP_PATIENCE = timedelta(minutes=30)
+"""How long a process that does not answer within a step is waited for."""
+_WRITER_PATIENCE = timedelta(days=7)
+"""The same while one process does what is done once, such as encoding a large folder."""
+_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+class ProcessLostError(RuntimeError):
+    """Another process of the run ended or does not answer."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +31,12 @@ class Processes:
     Args:
         index: of this one; 0 is the only one that writes.
         count: of all.
+        group: torch.distributed's, for waiting and telling.
     """
 
     index: int = 0
     count: int = 1
+    group: Any = field(default=None, repr=False, compare=False)
 
     @property
     def is_writer(self) -> bool:
@@ -38,36 +53,80 @@ class Processes:
         """Replaces each tensor by its mean over all processes; all must call it with the same shapes.
 
         Raises:
-            RuntimeError: another process is gone.
+            ProcessLostError: another process is gone.
         """
         if self.count == 1:
             return
         flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-        torch.distributed.all_reduce(flat)
+        with _losses_named():
+            torch.distributed.all_reduce(flat)
         flat /= self.count
         for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Until all processes are here.
+
+        Raises:
+            ProcessLostError: another process is gone.
+        """
         if self.count > 1:
-            torch.distributed.barrier()
+            with _losses_named():
+                torch.distributed.barrier(self.group)
+
+    def told(self, text: str) -> str:
+        """The writer's text, in every process; raises as `wait`."""
+        if self.count == 1:
+            return text
+        message = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        size = torch.tensor(len(message))
+        with _losses_named():
+            torch.distributed.broadcast(size, 0, self.group)
+            message = message if self.is_writer else torch.empty(int(size), dtype=torch.uint8)
+            torch.distributed.broadcast(message, 0, self.group)
+        return bytes(message.tolist()).decode()
+
+    @contextmanager
+    def writer_first(self) -> Iterator[None]:
+        """The others enter when the writer has left, and find what it wrote; raises as `wait`."""
+        if not self.is_writer:
+            self.wait()
+        yield
+        if self.is_writer:
+            self.wait()
 
 
 def launched() -> bool:
-    """Whether this process is one of several started by `accelerate launch` (or torchrun)."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether this process is one of several started by `accelerate launch`, torchrun or mpirun."""
+    return any(int(os.environ.get(name) or "1") > 1 for name in _COUNTS)
 
 
-def joined() -> Processes:
-    """The processes of this run, connected by accelerate; alone where nothing launched several."""
-    if not launched():
-        return Processes()
-    state: Any = _partial_state()
-    return Processes(state.process_index, state.num_processes)
+def launched_alone() -> bool:
+    """Whether `accelerate launch` was asked for several processes and started one: it does so without several GPUs."""
+    return not launched() and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
 
 
-def _partial_state() -> Any:
+def local_device(name: str) -> str:
+    """The device of this process: of several on a machine, each has its own GPU ("cuda" → "cuda:1")."""
+    if not launched() or name in ("cpu", "mps") or ":" in name:
+        return name
+    return f"{name}:{os.environ.get('LOCAL_RANK', '0')}"
+
+
+def joined(device: torch.device) -> Processes:
+    """The processes of this run, connected by accelerate at the first call; alone where nothing launched several.
+
+    Args:
+        device: that is trained on; on "cpu" they talk through gloo.
+
+    Raises:
+        ValueError: several were launched and accelerate is not installed or cannot connect them.
+    """
+    return _connected(device.type == "cpu") if launched() else Processes()
+
+
+@lru_cache(maxsize=1)
+def _connected(cpu: bool) -> Processes:
     try:
         from accelerate import PartialState
     except ImportError as error:
@@ -75,4 +134,21 @@ def _partial_state() -> Any:
             "several processes were launched, but the package 'accelerate' is not installed: run 'pip install"
             " accelerate', or start one process"
         ) from error
-    return PartialState()
+    state: Any = PartialState(cpu=cpu, timeout=_STEP_PATIENCE)
+    if state.num_processes == 1:
+        raise ValueError(
+            f"several processes were launched, but accelerate cannot connect them on this device"
+            f" ({state.distributed_type}): start one process, or choose another device"
+        )
+    group = torch.distributed.new_group(timeout=_WRITER_PATIENCE, backend="gloo")
+    return Processes(state.process_index, state.num_processes, group)
+
+
+@contextmanager
+def _losses_named() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLostError(
+            "another process of this run ended or does not answer; what it said itself is the reason"
+        ) from error

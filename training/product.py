@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import remove_parts
 from .adapters import Trained
 from .checkpoint_file import save_checkpoint
 from .lora_file import free_path, save_lora
@@ -84,6 +85,7 @@ def save_product(output: Output, folder: RunFolder, trained: Trained, run: Run, 
         losses: of each step done.
     """
     path = path_of(output, folder)
+    remove_parts(path.parent, path.name)
     run = replace(run, title=path.stem)
     state, metadata = (_save_checkpoint if run.lora.full else _save_lora)(path, output, trained, run)
     name = str(path.relative_to(output.folder))

@@ -21,6 +21,9 @@ class Sink(Protocol):
     def add(self, entry: Mapping[str, Any]) -> None:
         """One more entry."""
 
+    def flush(self) -> None:
+        """What was added is on disk."""
+
     def close(self) -> None:
         """Nothing more will come."""
 
@@ -44,8 +47,12 @@ class JsonLines:
         """Appends a line."""
         self._file.write(json.dumps(entry) + "\n")
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-            self._file.flush()
-            self._flushed = time.monotonic()
+            self.flush()
+
+    def flush(self) -> None:
+        """Hands what was added to the system."""
+        self._file.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the file."""
@@ -79,6 +86,10 @@ class TensorBoard:
             if isinstance(value, float):
                 self._writer.add_scalar(f"{entry['kind']}/{name}", value, entry["step"])
 
+    def flush(self) -> None:
+        """Hands what was added to the system."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Flushes and closes the files."""
         self._writer.close()
@@ -98,6 +109,9 @@ class Events:
                 return
             self._sent = now
         self._progress.event(entry)
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
     def close(self) -> None:
         """Nothing is left open."""

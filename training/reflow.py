@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..samplers.parameterization import FlowParameterization
 from .buckets import Size
-from .dataset import context_key, encoded, pooled_key
-from .encoding import TextEncoder, finite, settings_key
+from .dataset import context_key, encoded
+from .encoding import TextEncoder, settings_key, text_tensors
 from .images import named
 from .metadata import VERSION
 from .pair_dataset import PairDataset, image_sizes
@@ -260,8 +260,8 @@ def _encode(
                 continue
             progress = progress or make()
             context, pooled = encode(caption)
-            tensors = {context_key(caption): context} | ({} if pooled is None else {pooled_key(caption): pooled})
-            texts.add({key: finite(tensor.to(dtype), caption).to(dtype) for key, tensor in tensors.items()})
+            tensors = text_tensors(caption, context.to(dtype), None if pooled is None else pooled.to(dtype))
+            texts.add({key: tensor.to(dtype) for key, tensor in tensors.items()})
             progress.update(number + 1, caption)
     finally:
         texts.flush()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import confined, written_whole
-from .state import State, find_state, load_state, save_state
+from ..files import confined, remove_parts, written_whole
+from .state import State, find_state, load_state, save_state, states_in
 
 _LOG = logging.getLogger(__name__)
 RESUME = ("auto", "new")
@@ -56,7 +56,8 @@ def open_run(root: Path, name: str, identity: Mapping[str, Any], resume: str) ->
         root: of all runs.
         name: of the run; "name", "name_00002" and so on are looked at.
         identity: see RunFolder.
-        resume: "auto" continues a run with the same identity, "new" always begins one.
+        resume: "auto" continues a run with the same identity (from its beginning, if it was killed before its first
+            state), "new" always begins one.
 
     Raises:
         ValueError: another `resume`, or a name that leads out of the root.
@@ -69,12 +70,28 @@ def open_run(root: Path, name: str, identity: Mapping[str, Any], resume: str) ->
         state, differences = find_state(path / _STATES, identity)
         if state is not None:
             _LOG.info("Continues the run '%s' from %s", path.name, state.name)
+            _clean(path)
             return RunFolder(path, identity, state)
         if differences:
             _LOG.info("The run '%s' is not continued, its settings differ: %s", path.name, "; ".join(differences[:8]))
-    path = _numbered(root, name, len(existing) + 1)
+    bare = resume == "auto" and _is_bare(existing, identity)
+    path = existing[-1] if bare else _numbered(root, name, len(existing) + 1)
+    _clean(path)
     _write(path, {"identity": identity})
     return RunFolder(path, identity)
+
+
+def _clean(path: Path) -> None:
+    """Removes what a killed process of this run left half written."""
+    for folder in (path, path / _STATES, path / "samples"):
+        remove_parts(folder)
+
+
+def _is_bare(existing: Sequence[Path], identity: Mapping[str, Any]) -> bool:
+    """Whether the newest of these runs is this one, ended before its first state: it can begin anew in its folder."""
+    about = _read(existing[-1]) if existing else {}
+    same = about.get("identity") == json.loads(json.dumps(identity)) and "product" not in about
+    return same and not states_in(existing[-1] / _STATES)
 
 
 def _existing(root: Path, name: str) -> Iterator[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import written_whole
+from ..files import remove_parts, written_whole
 from .key_index import KeyIndex
 from .records import Records
 
@@ -21,6 +21,8 @@ _LOG = logging.getLogger(__name__)
 DIGEST = "sha256"
 """Key of a shard's `content_digest` (names sorted) in its metadata."""
 _OPEN_AT_MOST = 32
+_PART_HOURS = 24.0
+"""Half-written shards older than this are what a killed process left."""
 
 
 class ShardStore:
@@ -101,6 +103,7 @@ class ShardStore:
         self._keys.update(keys, len(self._paths) - 1)
 
     def _index(self) -> None:
+        remove_parts(self._folder, hours=_PART_HOURS)
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
                 keys = _keys(path)

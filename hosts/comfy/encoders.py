@@ -8,6 +8,10 @@ from torch import Tensor
 
 from ..fingerprint import digest
 
+_MODULES = ("cond_stage_model", "first_stage_model")
+_UNSET = ("text_projection.weight", "logit_scale")
+"""Weights that SD1 checkpoints do not have: ComfyUI leaves in them what the memory held before."""
+
 
 def encode_text(clip: Any, text: str) -> Any:
     """CONDITIONING of a prompt, as CLIPTextEncode makes it."""
@@ -32,10 +36,9 @@ def fingerprint(thing: Any) -> str:
 
 
 def _weights(thing: Any, patcher: Any) -> dict[str, Tensor]:
-    for name in ("cond_stage_model", "first_stage_model"):
-        if hasattr(thing, name):
-            return {**getattr(thing, name).state_dict(), **_unpatched(patcher)}
-    return {**patcher.model.state_dict(), **_unpatched(patcher)}
+    module = next((getattr(thing, name) for name in _MODULES if hasattr(thing, name)), None) or patcher.model
+    weights = {**module.state_dict(), **_unpatched(patcher)}
+    return {name: weight for name, weight in weights.items() if not name.endswith(_UNSET)}
 
 
 def _unpatched(patcher: Any) -> dict[str, Tensor]:

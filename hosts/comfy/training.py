@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...files import sha256_of
+from ...training.memory import give_back
 from . import loading, models
 from .text_training import ComfyText
 
@@ -105,6 +106,7 @@ def training(model: Any, clip: Any = None) -> Iterator[ComfyBackbone]:
                 yield ComfyBackbone(patcher, text)
         finally:
             comfy.model_management.soft_empty_cache()
+            give_back()
 
 
 @contextmanager

@@ -5,11 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
+from ...files import without_writing
 from .classes import INSTALL
 from .graph import Classes, declared, links
 from .workflow import Node, Workflow, as_prompt
+
+if TYPE_CHECKING:
+    from ...training.parallel import Processes
+
+_DATASET = "D2F_DATASET"
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +29,13 @@ class NodeFailure(Exception):
         self.node, self.cause = node, cause
 
 
-def execute(workflow: Workflow, order: list[str], classes: Classes) -> None:
+def execute(workflow: Workflow, order: list[str], classes: Classes, processes: Processes | None = None) -> None:
     """Runs the nodes in order, without gradients (training turns them on for itself).
+
+    Args:
+        workflow, order, classes: what runs.
+        processes: of several, each runs every node, but only the writer writes files; nodes that make datasets run
+            in the writer first, so that the others find everything encoded.
 
     Raises:
         NodeFailure: a node raised an Exception. Interruptions (KeyboardInterrupt) pass through.
@@ -32,16 +44,27 @@ def execute(workflow: Workflow, order: list[str], classes: Classes) -> None:
 
     prompt = as_prompt(workflow)
     results: dict[str, tuple[Any, ...]] = {}
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as stack:
+        if processes is not None and not processes.is_writer:
+            stack.enter_context(without_writing())
         for key in order:
             node = workflow[key]
             logger.info("%s", node.label)
             started = time.monotonic()
             try:
-                results[key] = _run(node, classes[node.class_type], results, prompt)
+                results[key] = _in_turn(node, classes[node.class_type], results, prompt, processes)
             except Exception as error:
                 raise NodeFailure(node, error) from error
             logger.info("%s: %.1f s", node.label, time.monotonic() - started)
+
+
+def _in_turn(
+    node: Node, cls: Any, results: Mapping[str, tuple[Any, ...]], prompt: Mapping[str, Any], processes: Processes | None
+) -> tuple[Any, ...]:
+    if processes is None or _DATASET not in getattr(cls, "RETURN_TYPES", ()):
+        return _run(node, cls, results, prompt)
+    with processes.writer_first():
+        return _run(node, cls, results, prompt)
 
 
 def _run(node: Node, cls: Any, results: Mapping[str, tuple[Any, ...]], prompt: Mapping[str, Any]) -> tuple[Any, ...]:

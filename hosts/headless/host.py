@@ -27,7 +27,7 @@ class HeadlessHost:
         models: holds checkpoints, loras and datasets.
         input: images to read.
         output: images to write; previews go to its subfolder temp.
-        device: torch's name of a device, "cpu" or "cuda".
+        device: torch's name of a device, "cpu" or "cuda"; of several processes each takes its own "cuda".
     """
 
     name = "headless"
@@ -41,8 +41,10 @@ class HeadlessHost:
         """The device; HostError if there is none of that name."""
         import torch
 
+        from ...training.parallel import local_device
+
         try:
-            device = torch.device(self._device_name)
+            device = torch.device(local_device(self._device_name))
             torch.empty(0, device=device)
             return device
         except (RuntimeError, AssertionError) as error:

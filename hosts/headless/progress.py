@@ -7,12 +7,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ...files import writes
+
 
 class TqdmProgress:
-    """A bar of the running node; the port's Progress. Previews have nowhere to be shown and are dropped."""
+    """A bar of the running node, in the process that writes; the port's Progress. Previews cannot be shown here."""
 
     def __init__(self, total: int, title: str) -> None:
-        self._bar = tqdm(total=total, desc=title, dynamic_ncols=True)
+        self._bar = tqdm(total=total, desc=title, dynamic_ncols=True, disable=not writes())
 
     def update(self, done: int, text: str = "", preview: Any = None) -> None:
         """Moves the bar to `done`, with a short text behind it. Ctrl-C interrupts by itself."""

@@ -1,0 +1,53 @@
+"""What several ways of doing one thing cost, measured in turns so that a busy machine is busy for all of them."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Seconds = Mapping[str, list[float]]
+"""Of each way, one number a round."""
+
+
+def cpu_seconds(way: Callable[[], Any]) -> Callable[[], float]:
+    """A way that returns the CPU seconds it took."""
+
+    def timed() -> float:
+        began = time.process_time()
+        way()
+        return time.process_time() - began
+
+    return timed
+
+
+def interleaved(ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Seconds of each way in every round; with `warm_up` one more round goes before, and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + warm_up):
+        for name, way in ways.items():
+            seconds[name].append(way())
+    return {name: taken[int(warm_up) :] for name, taken in seconds.items()}
+
+
+def ratios(seconds: Seconds, base: str) -> dict[str, dict[str, Any]]:
+    """Median and quartiles, over the rounds, of each way's seconds as a multiple of those of `base`."""
+    found = {name: [t / b for t, b in zip(taken, seconds[base], strict=True)] for name, taken in seconds.items()}
+    result = {"median_ratio": {name: statistics.median(each) for name, each in found.items()}}
+    if all(len(each) > 1 for each in found.values()):
+        result["ratio_quartiles"] = {name: statistics.quantiles(each, n=4) for name, each in found.items()}
+    return result
+
+
+def medians(seconds: Seconds) -> dict[str, float]:
+    """Median seconds of each way."""
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on."""
+    return {"torch": torch.__version__, "machine": platform.processor(), "threads": torch.get_num_threads()}
