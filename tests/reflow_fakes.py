@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -70,6 +71,8 @@ class Slow(SilentProgress):
 
 
 if __name__ == "__main__":  # forks a process that makes pairs whenever it is told to, and says how that ended
+    with tempfile.TemporaryDirectory() as first:  # imports what is imported late, once for all
+        make(Path(first), 1)
     for _ in sys.stdin:
         if (child := os.fork()) == 0:
             with shards_of(3):

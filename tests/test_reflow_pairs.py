@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,12 +188,18 @@ def test_noise_that_is_drawn_otherwise_is_noticed(tmp_path, monkeypatch):
 
 
 def test_killed_twenty_times_nothing_is_lost_or_made_twice(tmp_path):
-    count, draw, kills, seen = 60, random.Random(4), 0, set()
+    count, draw, kills, seen = 480, random.Random(4), 0, set()
     folder = tmp_path / "killed"
+    with killable(tmp_path / "timed", 20) as start:
+        start()[1]()  # the server is up
+        shutil.rmtree(tmp_path / "timed")
+        began = time.monotonic()
+        assert start()[1]() == 0
+        a_while = time.monotonic() - began  # in which this machine starts, and makes 20 pairs
     with killable(folder, count) as start:
         for _ in range(20):
             process, ended = start()
-            time.sleep(draw.uniform(0.0, 0.15))
+            time.sleep(draw.uniform(0.0, 0.7 * a_while))
             os.kill(process, signal.SIGKILL)
             kills += ended() == signal.SIGKILL
             now = numbers_in(folder)
