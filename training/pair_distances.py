@@ -43,13 +43,14 @@ def pair_distances(dataset: PairDataset, backbone: Backbone, progress: Progress)
     path = dataset.store.folder / f"distances-{dataset.store.identity_digest[:8]}.safetensors"
     known = _read(path, dataset.store.count)
     missing = dataset.pairs[known[dataset.pairs].isnan()]
+    if not len(missing):
+        return known[dataset.pairs]
     try:
         for part in missing.split(_BATCH):
             known[part] = _measured(dataset, part.tolist(), backbone)
             progress.update(0, "measuring the distances of pairs")
     finally:
-        if len(missing):
-            _write(path, known)
+        _write(path, known)
     return known[dataset.pairs]
 
 
