@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -43,6 +44,8 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "windows": {"recipe": "windows", "teacher_cfg": tiny_prior.CFG},
 }
 AGAIN = "fast, 2-reflow"
+_MEASURED = 50
+"""Paths whose straightness is measured."""
 METHODS = (*BASES, *STUDENTS, AGAIN)
 
 
@@ -173,7 +176,19 @@ class Bench:
         return self._host.sample(model, positive, negative, latent, seed, sampler, sigmas, cfg)
 
     def _straightness(self, model: Any, cfg: float, seed: int) -> dict[str, float]:
-        return {}
+        """E|(x_data - x_noise) - velocity|² along the paths, the mean over the digits."""
+        measure, found = NODE_CLASS_MAPPINGS["Diff2FlowStraightness"]().measure, []
+
+        def draw(positive: Any, negative: Any, latent: Any, number: int) -> Any:
+            mean, relative, _, _, drawn = measure(
+                model, positive, negative, latent, number, cfg, self.setting.teacher_steps
+            )
+            found.append((mean, relative))
+            return drawn
+
+        self._judge.drawn(draw, seed, _MEASURED)
+        means, relatives = zip(*found, strict=True)
+        return {"mean": statistics.fmean(means), "relative": statistics.fmean(relatives)}
 
 
 def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds: list[int]) -> Path:

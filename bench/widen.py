@@ -69,6 +69,38 @@ def narrowed(wide: Mapping[str, Tensor], narrow: Mapping[str, Tensor], copies: i
     return state
 
 
+def widened_lora(
+    lora: Mapping[str, Tensor], narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], copies: int
+) -> dict[str, Tensor]:
+    """The LoRA of a narrow UNet for the one it was widened to: both compute the same with it.
+
+    Args:
+        lora: kohya's keys ("lora_unet_..._to_q.lora_up.weight"), layers in full as .diff and .diff_b.
+        narrow, wide: diffusers' state dicts, for their shapes only.
+        copies: as the UNet was widened with.
+
+    Raises:
+        ValueError: a key of no layer of the network, or of the first time layer, whose inputs are no copies.
+    """
+    names = {f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}": name for name in wide}
+    state = {}
+    for key, value in lora.items():
+        layer, _, ending = key.partition(".")
+        name = names.get(layer, "")
+        if not name.endswith(".weight") or name in _FREQUENCIES:
+            raise ValueError(f"{key!r} belongs to no layer whose LoRA can be widened")
+        rows, columns = (wide[name].shape[i] != narrow[name].shape[i] for i in (0, 1))
+        value = value.float()
+        if ending != "alpha" and ending != "lora_down.weight" and rows:
+            value = value.repeat_interleave(copies, dim=0)
+        if ending in ("lora_down.weight", "diff") and columns:
+            value = value.repeat_interleave(copies, dim=1) / copies
+        state[key] = (
+            value * copies**-0.25 if name.endswith(_ATTENTION) and ending in ("lora_up.weight", "diff") else value
+        )
+    return state
+
+
 def _gathered(value: Tensor, shape: torch.Size, copies: int) -> Tensor:
     """One of equal outputs; the sum of what equal inputs are weighted with."""
     if value.shape[0] == copies * shape[0]:

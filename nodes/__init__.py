@@ -8,6 +8,7 @@ from .lora import Diff2FlowLoraConfig
 from .recipes import Diff2FlowReflowRecipe
 from .reflow import Diff2FlowReflowPairs
 from .sampling import Diff2FlowModel, Diff2FlowSampler, Diff2FlowSigmas, Diff2FlowSolver
+from .straightness import Diff2FlowStepsGrid, Diff2FlowStraightness
 from .training import Diff2FlowTrain
 from .training_options import Diff2FlowLossConfig, Diff2FlowOptimizerConfig, Diff2FlowTrainWatch
 
@@ -18,6 +19,8 @@ NODES = {
     "Diff2Flow Sampler": Diff2FlowSampler,
     "Diff2Flow Solver": Diff2FlowSolver,
     "Diff2Flow Sigmas": Diff2FlowSigmas,
+    "Diff2Flow Steps Grid": Diff2FlowStepsGrid,
+    "Diff2Flow Straightness": Diff2FlowStraightness,
     "Diff2Flow Image Dataset": Diff2FlowImageDataset,
     "Diff2Flow Images": Diff2FlowImages,
     "Diff2Flow Reflow Pairs": Diff2FlowReflowPairs,

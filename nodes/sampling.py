@@ -174,16 +174,31 @@ class Diff2FlowSampler:
         denoise: float,
         start: str,
     ) -> tuple[Any]:
-        host = current()
-        require_finite_latent(latent_image)
-        flow = flow_of(host.facts(model), start)
-        sigmas = flow.sigmas(steps, denoise=denoise)
-        sampler = host.solver(solver, rtol=RTOL, atol=ATOL)
-        flowing = host.as_flow(model, flow)
-        return (host.sample(flowing, positive, negative, latent_image, seed, sampler, sigmas, cfg),)
+        sampler = current().solver(solver, rtol=RTOL, atol=ATOL)
+        return (sampled(model, positive, negative, latent_image, seed, steps, cfg, sampler, start, denoise),)
 
 
 RTOL, ATOL = 1e-3, 1e-4
+
+
+def sampled(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent_image: Any,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler: Any,
+    start: str,
+    denoise: float = 1.0,
+) -> Any:
+    """LATENT of a model sampled along its flow, in even steps of flow time, by a SAMPLER in sigma_flow."""
+    host = current()
+    require_finite_latent(latent_image)
+    flow = flow_of(host.facts(model), start)
+    sigmas = flow.sigmas(steps, denoise=denoise)
+    return host.sample(host.as_flow(model, flow), positive, negative, latent_image, seed, sampler, sigmas, cfg)
 
 
 class Diff2FlowSolver:

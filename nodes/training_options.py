@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..training.rates import SCHEDULES
 from ..training.settings import PRECISIONS, OptimizerSettings
 from ..training.times import DISTRIBUTIONS
 from .errors import names_node
-from .widgets import choice, count, number, seed, switch, text
+from .widgets import choice, count, listed_numbers, number, seed, switch, text
 
 CATEGORY = "Diff2Flow/training"
 
@@ -297,18 +296,12 @@ class Diff2FlowTrainWatch:
         draw = None
         if sample_every:
             lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
-            plan = SamplePlan(lines, negative, _numbers(sample_steps), cfg, width, height, seed, solver)
+            plan = SamplePlan(
+                lines, negative, listed_numbers(sample_steps, "sample_steps"), cfg, width, height, seed, solver
+            )
             draw = TrainingSamples(current(), plan, vae, clip)
         watch = Watch(sample_every, draw, validate_every, validation, tensorboard)
         return (WatchConfig(watch, held_out_share if validate_every and validation is None else 0.0),)
-
-
-def _numbers(listed: str) -> tuple[int, ...]:
-    """The numbers in "4, 25"."""
-    parts = [part for part in re.split(r"[,;\s]+", listed) if part]
-    if not parts or not all(part.isdigit() for part in parts):
-        raise ValueError(f"sample_steps must be numbers with commas between, such as '4, 25', not {listed!r}")
-    return tuple(int(part) for part in parts)
 
 
 def _sample_inputs() -> dict[str, Any]:

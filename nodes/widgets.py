@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,3 +43,19 @@ def seed(tooltip: str) -> Widget:
         "INT",
         {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": False, "tooltip": tooltip},
     )
+
+
+def listed_numbers(listed: str, name: str) -> tuple[int, ...]:
+    """The numbers in "4, 25".
+
+    Args:
+        listed: whole numbers with commas between.
+        name: of the input.
+
+    Raises:
+        ValueError: none, or something that is no whole number of at least 1.
+    """
+    parts = [part for part in re.split(r"[,;\s]+", listed) if part]
+    if not parts or not all(part.isdigit() and int(part) for part in parts):
+        raise ValueError(f"{name} must be numbers of at least 1 with commas between, such as '4, 25', not {listed!r}")
+    return tuple(int(part) for part in parts)

@@ -14,7 +14,7 @@ from diff2flow_nodes.bench import classifier, digits, ldm_layout, text_weights, 
 from diff2flow_nodes.bench.demo_picture import compose
 from diff2flow_nodes.bench.random_prior import build_random
 from diff2flow_nodes.bench.short_training import Plan, ShortTraining
-from diff2flow_nodes.bench.widen import narrowed, widened
+from diff2flow_nodes.bench.widen import narrowed, widened, widened_lora
 
 torch.set_num_threads(1)  # tiny networks: on a busy machine more threads only wait for each other
 
@@ -57,6 +57,43 @@ def test_a_wide_unet_becomes_the_narrow_one_again() -> None:
     assert set(narrowed(layout["wide"], layout["narrow"], 5)) == set(layout["narrow"])
     with pytest.raises(ValueError, match="with 2 copies"):
         narrowed(wide, narrow, 2)
+
+
+def test_a_widened_lora_does_to_the_wide_unet_what_it_did_to_the_narrow_one() -> None:
+    narrow = tiny_unet.trainable_unet(64, seed=1).eval()
+    wide = tiny_unet.random_unet(tiny_unet.unet_config(), seed=0).eval()
+    shapes = narrow.state_dict(), wide.state_dict()
+    wide.load_state_dict(widened(shapes[0], shapes[1], 5, seed=0))
+    random = torch.Generator().manual_seed(0)
+    lora, chosen = {}, [name for name in shapes[0] if name.endswith(("to_q.weight", "conv1.weight", "ff.net.2.weight"))]
+    for name in chosen:
+        weight, key = shapes[0][name], f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
+        lora[f"{key}.lora_down.weight"] = torch.randn(4, *weight.shape[1:], generator=random) * 0.1
+        lora[f"{key}.lora_up.weight"] = torch.randn(len(weight), 4, *[1] * (weight.ndim - 2), generator=random) * 0.1
+        lora[f"{key}.alpha"] = torch.tensor(4.0)
+    for name in ("conv_in", "conv_out"):
+        lora[f"lora_unet_{name}.diff"] = torch.randn(shapes[0][f"{name}.weight"].shape, generator=random) * 0.1
+        lora[f"lora_unet_{name}.diff_b"] = torch.randn(shapes[0][f"{name}.bias"].shape, generator=random) * 0.1
+    _merge(narrow, lora, chosen)
+    _merge(wide, widened_lora(lora, *shapes, 5), chosen)
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3.5, 900.0]), torch.randn(2, 77, 768)
+    with torch.no_grad():
+        torch.testing.assert_close(wide(*inputs).sample, narrow(*inputs).sample, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="lora_te_x"):
+        widened_lora({"lora_te_x.alpha": torch.tensor(1.0)}, *shapes, 5)
+
+
+def _merge(unet: torch.nn.Module, lora: dict[str, torch.Tensor], chosen: list[str]) -> None:
+    state = unet.state_dict()
+    for name in chosen:
+        key = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
+        state[name] += torch.tensordot(
+            lora[f"{key}.lora_up.weight"].flatten(1), lora[f"{key}.lora_down.weight"], dims=1
+        )
+    for name in ("conv_in", "conv_out"):
+        state[f"{name}.weight"] += lora[f"lora_unet_{name}.diff"]
+        state[f"{name}.bias"] += lora[f"lora_unet_{name}.diff_b"]
+    unet.load_state_dict(state)
 
 
 def test_a_wrong_number_of_copies_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The loss of a run as a picture."""
+"""Curves as pictures: the loss of a run, and how straight a model's paths are."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..samplers.straightness import Straightness
+
 _SIZE, _DPI = (8.0, 4.5), 120
-_INK, _LINE, _GRID = "#22262e", "#2f6fdb", "#e6e8ec"
+_INK, _FAINT, _LINE, _GRID = "#22262e", "#6b7280", "#2f6fdb", "#e6e8ec"
 
 
 def loss_plot(losses: Sequence[float], title: str) -> Tensor:
@@ -20,24 +22,29 @@ def loss_plot(losses: Sequence[float], title: str) -> Tensor:
         losses: of steps 1, 2, ...; at least one.
         title: of the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white", layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    canvas, axes = _page()
     steps = numpy.arange(1, len(losses) + 1)
     smooth = running_mean(losses)
     axes.plot(steps, losses, ".", markersize=3.5, markeredgewidth=0, color=_LINE, alpha=0.35, label="each step")
     axes.plot(steps, smooth, "-o" if len(losses) == 1 else "-", color=_LINE, linewidth=2.2, label="running mean")
     axes.set_xlim(1, max(2, len(losses)))
-    _frame(axes, losses)
-    axes.set_title(title, loc="left", color=_INK, fontsize=12, fontweight="bold", pad=12)
-    axes.set_title(f"{len(losses)} steps, loss {smooth[-1]:.4f}", loc="right", color="#6b7280", fontsize=10, pad=12)
+    top = float(numpy.quantile(losses, 0.99)) if len(losses) > 20 else max(losses)  # outliers do not flatten the rest
+    _frame(axes, top, ("step", "loss"), (title, f"{len(losses)} steps, loss {smooth[-1]:.4f}"))
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="upper right", markerscale=2.0)
-    canvas.draw()
-    pixels = numpy.asarray(canvas.buffer_rgba())[..., :3].astype(numpy.float32) / 255.0
-    return torch.from_numpy(pixels).unsqueeze(0)
+    return _drawn(canvas)
+
+
+def straightness_plot(found: Straightness) -> Tensor:
+    """IMAGE (1, H, W, 3) float32 in [0, 1]: S(t) over the flow time, from noise to data."""
+    canvas, axes = _page()
+    ends = torch.cat([found.times, found.times[-1:] + found.lengths[-1:]]).numpy()
+    axes.stairs(found.bends.numpy(), ends, color=_LINE, linewidth=2.2)
+    axes.stairs(found.bends.numpy(), ends, color=_LINE, alpha=0.12, fill=True)
+    axes.set_xlim(0.0, 1.0)
+    labels = ("flow time (0 noise, 1 data)", "squared distance from the straight line's velocity")
+    note = f"mean {found.mean:.4g}, {100 * found.relative:.3g} % of the speed squared"
+    _frame(axes, float(found.bends.max()), labels, ("Straightness", note))
+    return _drawn(canvas)
 
 
 def running_mean(losses: Sequence[float]) -> list[float]:
@@ -51,12 +58,28 @@ def running_mean(losses: Sequence[float]) -> list[float]:
     return means
 
 
-def _frame(axes: Any, losses: Sequence[float]) -> None:
-    """Axes, grid and a range that a few outliers do not flatten."""
-    top = float(numpy.quantile(losses, 0.99)) if len(losses) > 20 else max(losses)
+def _page() -> tuple[Any, Any]:
+    """Canvas and axes of an empty picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white", layout="constrained")
+    return FigureCanvasAgg(figure), figure.add_subplot()
+
+
+def _drawn(canvas: Any) -> Tensor:
+    canvas.draw()
+    pixels = numpy.asarray(canvas.buffer_rgba())[..., :3].astype(numpy.float32) / 255.0
+    return torch.from_numpy(pixels).unsqueeze(0)
+
+
+def _frame(axes: Any, top: float, labels: tuple[str, str], titles: tuple[str, str]) -> None:
+    """Axes from 0 to a little above `top`, grid, labels of both axes, titles on the left and on the right."""
     axes.set_ylim(0.0, 1.15 * top if top > 0 else 1.0)
-    axes.set_xlabel("step", color=_INK)
-    axes.set_ylabel("loss", color=_INK)
+    axes.set_xlabel(labels[0], color=_INK)
+    axes.set_ylabel(labels[1], color=_INK)
+    axes.set_title(titles[0], loc="left", color=_INK, fontsize=12, fontweight="bold", pad=12)
+    axes.set_title(titles[1], loc="right", color=_FAINT, fontsize=10, pad=12)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, length=0)
