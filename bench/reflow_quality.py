@@ -58,6 +58,7 @@ class Setting:
         pairs: that are trained on.
         teacher_steps, teacher_cfg: of the pairs; the base is sampled with that cfg, too.
         steps, batch_size, learning_rate, rank: of the training; rank on every linear and convolution layer.
+        window_training: steps of the training by windows, each of which calls the teacher 16 times.
         samples: drawn for each step count.
         sample_steps: step counts.
         cfg: of the students' samples.
@@ -72,7 +73,8 @@ class Setting:
     batch_size: int = 32
     learning_rate: float = 1e-3
     rank: int = 16
-    samples: int = 500
+    window_training: int = 150
+    samples: int = 300
     sample_steps: tuple[int, ...] = (25, 8, 4, 2, 1)
     cfg: float = 1.0
     seed: int = 0
@@ -112,11 +114,17 @@ class Bench:
     def _student(self, method: str, seed: int, name: str) -> Any:
         """The prior with a LoRA that was trained on the pairs."""
         if method == AGAIN:
-            first = self._student("fast", seed, f"{name}_round_1")
+            first = self._reflowed(seed)
             pairs = self._pairs(first, self.setting.cfg, f"reflow_{name}")
             return self._trained(first, pairs, STUDENTS["fast"], seed, name)
         data = self._images() if STUDENTS[method]["recipe"] == "windows" else self.pairs()
         return self._trained(self._model, data, STUDENTS[method], seed, name)
+
+    def _reflowed(self, seed: int) -> Any:
+        """The prior with the LoRA of method fast; trained where it was not yet."""
+        if not (self._host.folder("loras") / f"fast_{seed}.safetensors").is_file():
+            return self._student("fast", seed, f"fast_{seed}")
+        return NODE_CLASS_MAPPINGS["Diff2FlowLoraLoader"]().load(self._model, f"fast_{seed}.safetensors", 1.0)[0]
 
     def pairs(self) -> Any:
         """The prior's pairs; what is missing is made."""
@@ -142,8 +150,9 @@ class Bench:
         [lora] = nodes["Diff2FlowLoraConfig"]().build("custom", setting.rank, float(setting.rank), **switches)
         [loss] = nodes["Diff2FlowReflowRecipe"]().build(**recipe)
         [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=20, ema=0.99)
+        steps = setting.window_training if recipe["recipe"] == "windows" else setting.steps
         return nodes["Diff2FlowTrain"]().train(
-            model, data, lora, "diff2flow", setting.steps, setting.batch_size, setting.learning_rate, seed, name,
+            model, data, lora, "diff2flow", steps, setting.batch_size, setting.learning_rate, seed, name,
             optimizer=optimizer, loss=loss, save_dtype="fp32",
         )[0]  # fmt: skip
 
