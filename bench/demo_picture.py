@@ -1,4 +1,4 @@
-"""The demo's picture: samples before and after finetuning at several numbers of steps, the loss curve, and the LoRA."""
+"""The demo's pictures: samples before and after at several numbers of steps, a curve, and what is in the LoRA."""
 
 from __future__ import annotations
 
@@ -69,6 +69,58 @@ def compose(
     with written_whole(Path(out)) as temporary:
         page.save(temporary, format="PNG")
     return Path(out)
+
+
+def compose_reflow(
+    grids: Sequence[Image.Image],
+    plots: Sequence[Image.Image],
+    lora_path: Path,
+    out: Path,
+    title: str = "Reflow: the same noise, in 1, 2, 4, 8 and 25 steps",
+) -> Path:
+    """Writes the picture (PNG) of a reflow and returns its path.
+
+    Args:
+        grids: Diff2Flow Steps Grid's pictures before and after.
+        plots: Diff2Flow Straightness's, before and after.
+        lora_path: the LoRA's .safetensors file.
+    """
+    rows = (("Base", "CFG 3, two network", "calls a step"), ("Reflowed", "CFG 1, one network", "call a step"))
+    inside = max(grid.width for grid in grids)
+    side = _LOWER + 60
+    width = 2 * _MARGIN + _LABEL + inside + 2 * _PAD + _GAP + side
+    heights = [grid.height + 2 * _PAD for grid in grids]
+    top = _TITLE_HEIGHT
+    page = Image.new("RGB", (width, top + sum(heights) + _GAP + 150 + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(page)
+    draw.text((_MARGIN, 34), title, _TEXT, _font(34))
+    draw.text((_MARGIN, 80), _SUBTITLE, _FAINT, _font(18))
+    for (name, *notes), grid, plot, height in zip(rows, grids, plots, heights, strict=True):
+        draw.text((_MARGIN, top + height // 2 - 44), name, _TEXT, _font(28))
+        for i, note in enumerate(notes):
+            draw.text((_MARGIN, top + height // 2 - 4 + 24 * i), note, _FAINT, _font(18))
+        left = _MARGIN + _LABEL
+        draw.rounded_rectangle((left, top, left + inside + 2 * _PAD, top + height), 10, _CARD)
+        page.paste(grid, (left + _PAD, top + _PAD))
+        _card(page, draw, (left + inside + 2 * _PAD + _GAP, top, side, height), plot)
+        top += height + _GAP
+    for i, (name, value) in enumerate(facts(lora_path)[:8]):
+        x, y = _MARGIN + (i % 2) * (width // 2), top + 16 + 34 * (i // 2)
+        draw.text((x, y), name, _FAINT, _font(19))
+        draw.text((x + 190, y), _shortened(draw, value, width // 2 - 240), _ACCENT if i == 0 else _TEXT, _font(19))
+    with written_whole(Path(out)) as temporary:
+        page.save(temporary, format="PNG")
+    return Path(out)
+
+
+def _card(page: Image.Image, draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], picture: Image.Image) -> None:
+    """A picture in a card at (left, top, width, height), as large as fits."""
+    left, top, width, height = box
+    draw.rounded_rectangle((left, top, left + width, top + height), 10, _CARD)
+    scale = min((width - 2 * _PAD) / picture.width, (height - 2 * _PAD) / picture.height)
+    size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
+    small = picture.resize(size, Image.Resampling.LANCZOS)
+    page.paste(small, (left + (width - size[0]) // 2, top + (height - size[1]) // 2))
 
 
 def facts(lora_path: Path) -> list[tuple[str, str]]:
