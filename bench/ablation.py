@@ -12,26 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from ..files import written_whole
 from ..hosts import use
 from ..hosts.headless.host import HeadlessHost
 from ..nodes import NODE_CLASS_MAPPINGS
 from ..training.objective import OBJECTIVES
-from . import classifier, digits, tiny_prior
-from .frechet import frechet_distance
+from . import digits, tiny_prior
+from .judging import Judge, save_picture
+from .summary import summary
 
 log = logging.getLogger(__name__)
 STYLE = "golden"
-_PIXELS = 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Bench:
         use(self._host)
         self.model, self.clip, self.vae = self._host.load_checkpoint(prior.name)
         self.train, self.held_out = self._datasets()
-        self.real = self._real_pictures()
+        self._judge = Judge(self._host, self.clip, self.vae, STYLE)
 
     def _datasets(self) -> tuple[Any, Any]:
         """Training images of the style, and held-out digits drawn in it."""
@@ -86,14 +82,6 @@ class Bench:
             digits.write(folder / "held_out", STYLE, setting.held_out, held_out=True)
         make = NODE_CLASS_MAPPINGS["Diff2FlowImageDataset"]().build
         return tuple(make(name, self.vae, self.clip, digits.SIZE)[0] for name in ("train", "held_out"))
-
-    def _real_pictures(self) -> Tensor:
-        """Held-out digits in the style, as the autoencoder gives them back."""
-        images, _ = digits.split(held_out=True)
-        pictures = digits.render(images, digits.STYLES[STYLE])
-        parts = pictures.split(50)
-        encoded = (self._host.decode_image(self.vae, self._host.encode_image(self.vae, part)) for part in parts)
-        return torch.cat(list(encoded))
 
     def run(self, objective: str, seed: int) -> dict[str, Any]:
         """Trains one LoRA and measures it."""
@@ -114,39 +102,15 @@ class Bench:
 
     def measured(self, model: Any, seed: int, name: str) -> dict[str, Any]:
         """Quality of a model's samples for each step count; saves a picture of some."""
-        found = {}
+        found, sampler = {}, NODE_CLASS_MAPPINGS["Diff2FlowSampler"]()
         for steps in self.setting.sample_steps:
-            pictures, wanted = self._samples(model, steps, seed)
-            self._save_picture(pictures, f"{name}_{steps}")
-            found[str(steps)] = {
-                "accuracy": float((classifier.classify(pictures) == wanted).float().mean()),
-                "frechet_features": frechet_distance(classifier.features(pictures), classifier.features(self.real)),
-                "frechet_pixels": frechet_distance(_small(pictures), _small(self.real)),
-            }
+            more = (steps, self.setting.cfg, "euler", 1.0, "auto")
+            pictures, wanted = self._judge.drawn(
+                lambda *given, more=more: sampler.sample(model, *given, *more)[0], seed, self.setting.samples
+            )
+            save_picture(pictures, self.work / "pictures" / f"{name}_{steps}.png")
+            found[str(steps)] = self._judge.judged(pictures, wanted)
         return {"samples": found}
-
-    def _samples(self, model: Any, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Pictures, equally many of each digit, and the digits."""
-        each = self.setting.samples // len(digits.WORDS)
-        empty = self._host.encode_text(self.clip, "")
-        sampler = NODE_CLASS_MAPPINGS["Diff2FlowSampler"]()
-        pictures = []
-        for digit in range(len(digits.WORDS)):
-            positive = self._host.encode_text(self.clip, digits.caption(digit))
-            latent = {"samples": torch.zeros(each, 4, digits.SIZE // 8, digits.SIZE // 8)}
-            drawn = sampler.sample(
-                model, positive, empty, latent, 1000 * seed + digit, steps, self.setting.cfg, "euler", 1.0, "auto"
-            )[0]
-            pictures.append(self._host.decode_image(self.vae, drawn["samples"]))
-        return torch.cat(pictures), torch.arange(len(digits.WORDS)).repeat_interleave(each)
-
-    def _save_picture(self, pictures: Tensor, name: str) -> None:
-        """Two of each digit, in two rows."""
-        each = len(pictures) // len(digits.WORDS)
-        rows = [torch.cat(list(pictures[i::each]), dim=1) for i in range(min(2, each))]
-        path = self.work / "pictures" / f"{name}.png"
-        with written_whole(path) as temporary:
-            digits.to_pil(torch.cat(rows).clamp(0, 1)).save(temporary, format="PNG")
 
     def _validation(self, name: str) -> dict[str, float]:
         """Held-out flow matching loss by training step, from the newest run's log."""
@@ -186,35 +150,6 @@ def _runs(bench: Bench, done: Mapping[str, Any], seeds: int) -> Iterator[tuple[s
         for objective in OBJECTIVES:
             if f"{objective}/{seed}" not in done:
                 yield f"{objective}/{seed}", bench.run(objective, seed)
-
-
-def summary(runs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation over the seeds of every number, by objective."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for name, result in runs.items():
-        numbers = found.setdefault(name.partition("/")[0], {})
-        for key, value in _flat(result):
-            numbers.setdefault(key, []).append(value)
-    return {name: {key: _spread(values) for key, values in numbers.items()} for name, numbers in found.items()}
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.fmean(values), "deviation": deviation, "seeds": len(values)}
-
-
-def _flat(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for key, value in result.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _small(pictures: Tensor) -> Tensor:
-    """Pictures (B, H, W, 3) as (B, 48): mean colours of 4×4 fields, which see colour, thickness and slant."""
-    small = torch.nn.functional.interpolate(pictures.movedim(-1, 1), size=(_PIXELS, _PIXELS), mode="area")
-    return small.flatten(1)
 
 
 def main(arguments: list[str] | None = None) -> None:

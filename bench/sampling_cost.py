@@ -1,6 +1,6 @@
 """What sampling costs over the bare network calls, in ComfyUI: ours and the stock KSampler, in one interleaved run.
 
-    COMFYUI_DIR=path/to/ComfyUI path/to/its/python bench/sampling_cost.py CHECKPOINT [ROUNDS STEPS] > cost.json
+COMFYUI_DIR=path/to/ComfyUI path/to/its/python bench/sampling_cost.py CHECKPOINT [ROUNDS STEPS] > cost.json
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-_FREQUENCIES = "time_embedding.linear_1.weight"
+_FREQUENCIES = ("time_embedding.linear_1.weight", "time_embed.0.weight")
+"""diffusers' name, and the LDM layout's."""
+_ATTENTION = ("to_q.weight", "to_k.weight")
 _UNEVEN = 0.5
 """Standard deviation of the logarithm of a copy's share: uneven, so that copies learn different things later on."""
 
@@ -32,15 +34,48 @@ def widened(narrow: Mapping[str, Tensor], wide: Mapping[str, Tensor], copies: in
     state = {}
     for name, value in narrow.items():
         if copies > 1:
-            spread = _spread_frequencies if name == _FREQUENCIES else _spread
+            spread = _spread_frequencies if name in _FREQUENCIES else _spread
             value = spread(value, wide[name].shape, copies, random)
-            if name.endswith(("to_q.weight", "to_k.weight")):
+            if name.endswith(_ATTENTION):
                 value = value * copies**-0.25  # q·k grows by `copies`, the head's 1/sqrt(size) shrinks by sqrt(copies)
         if value.shape != wide[name].shape:
             wanted = tuple(wide[name].shape)
             raise ValueError(f"{name!r} becomes {tuple(value.shape)}, not {wanted}, with {copies} copies")
         state[name] = value
     return state
+
+
+def narrowed(wide: Mapping[str, Tensor], narrow: Mapping[str, Tensor], copies: int) -> dict[str, Tensor]:
+    """The inverse of `widened`: the narrow UNet's state dict, float32, that computes what the wide one does.
+
+    Args:
+        wide: made by `widened` and not trained since; names of diffusers or of the LDM layout.
+        narrow: a narrow UNet's state dict, for its shapes only.
+        copies: as it was widened with.
+
+    Raises:
+        ValueError: the shapes do not differ by that factor.
+    """
+    state = {}
+    for name, like in narrow.items():
+        value = wide[name].float()
+        if copies > 1:
+            value = value[::copies, ::copies] if name in _FREQUENCIES else _gathered(value, like.shape, copies)
+            if name.endswith(_ATTENTION):
+                value = value * copies**0.25
+        if value.shape != like.shape:
+            raise ValueError(f"{name!r} becomes {tuple(value.shape)}, not {tuple(like.shape)}, with {copies} copies")
+        state[name] = value
+    return state
+
+
+def _gathered(value: Tensor, shape: torch.Size, copies: int) -> Tensor:
+    """One of equal outputs; the sum of what equal inputs are weighted with."""
+    if value.shape[0] == copies * shape[0]:
+        value = value[::copies]
+    if value.ndim > 1 and value.shape[1] == copies * shape[1]:
+        value = value.unflatten(1, (shape[1], copies)).sum(dim=2)
+    return value
 
 
 def _spread(value: Tensor, shape: torch.Size, copies: int, random: torch.Generator) -> Tensor:

@@ -65,9 +65,7 @@ class TrainingSamples:
         self._positive = [host.encode_text(clip, prompt) for prompt in plan.prompts]
         self._negative = host.encode_text(clip, plan.negative)
 
-    def __call__(
-        self, model: Any, flow: FlowParameterization, text: TextBackbone | None
-    ) -> list[tuple[str, Tensor]]:
+    def __call__(self, model: Any, flow: FlowParameterization, text: TextBackbone | None) -> list[tuple[str, Tensor]]:
         """A pair for each number of steps: "25 steps", IMAGE (prompts, H, W, 3).
 
         Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .datasets import Diff2FlowImageDataset, Diff2FlowImages
 from .loading import Diff2FlowCheckpointLoader, Diff2FlowLoraLoader
 from .lora import Diff2FlowLoraConfig
+from .recipes import Diff2FlowReflowRecipe
 from .reflow import Diff2FlowReflowPairs
 from .sampling import Diff2FlowModel, Diff2FlowSampler, Diff2FlowSigmas, Diff2FlowSolver
 from .training import Diff2FlowTrain
@@ -20,6 +21,7 @@ NODES = {
     "Diff2Flow Image Dataset": Diff2FlowImageDataset,
     "Diff2Flow Images": Diff2FlowImages,
     "Diff2Flow Reflow Pairs": Diff2FlowReflowPairs,
+    "Diff2Flow Reflow Recipe": Diff2FlowReflowRecipe,
     "Diff2Flow LoRA Config": Diff2FlowLoraConfig,
     "Diff2Flow Loss Config": Diff2FlowLossConfig,
     "Diff2Flow Optimizer Config": Diff2FlowOptimizerConfig,

@@ -70,8 +70,8 @@ class Diff2FlowTrain:
         save_every: int = 250,
         keep_states: int = 2,
         save_dtype: str = "fp16",
-        recommended_steps: int = 25,
-        recommended_cfg: float = 7.0,
+        recommended_steps: int = 0,
+        recommended_cfg: float = 0.0,
         memory_check: bool = True,
         loss: ObjectiveSettings | None = None,
         optimizer: OptimizerSettings | None = None,
@@ -82,7 +82,9 @@ class Diff2FlowTrain:
         goal = replace(loss or ObjectiveSettings(), name=objective)
         settings = TrainSettings(steps, batch_size, learning_rate, seed, goal, optimizer or OptimizerSettings())
         folder = host.folder("checkpoints" if lora.full else "loras")
-        output = Output(folder, output_name, save_dtype, recommended_steps, recommended_cfg)
+        output = Output(
+            folder, output_name, save_dtype, *_recommended(recommended_steps, recommended_cfg, dataset, goal)
+        )
         keeping = Keeping(host.folder("output") / RUNS, save_every, keep_states, resume, memory_check)
         dataset, watched = _watched(dataset, watch, seed)
         host.facts(model)
@@ -103,6 +105,13 @@ def _trained(host: Any, model: Any, clip: Any, lora: LoraSettings, result: Finet
     return host.apply_lora(model, clip, result.state, 1.0, result.metadata)
 
 
+def _recommended(steps: int, cfg: float, dataset: Any, goal: ObjectiveSettings) -> tuple[int, float]:
+    """Steps and CFG to sample with: what was given, else what suits what is trained."""
+    few = dataset.has_noise or goal.reflow.windows
+    usual_steps, usual_cfg = (max(4, goal.reflow.windows), 1.0) if few else (25, 7.0)
+    return steps or usual_steps, cfg or usual_cfg
+
+
 def _watched(dataset: Any, config: WatchConfig | None, seed: int) -> tuple[Any, Watch]:
     """The dataset without what is held out of it, and what is watched."""
     if config is None:
@@ -120,7 +129,7 @@ def _train_inputs() -> dict[str, Any]:
             "D2F_DATASET",
             {
                 "tooltip": "From Diff2Flow Image Dataset, made with the same checkpoint's VAE and CLIP; or from"
-                " Diff2Flow Reflow Pairs: then each pair's own noise is trained (Loss Config's t_range full suits it)."
+                " Diff2Flow Reflow Pairs: then each pair's own noise is trained (connect Diff2Flow Reflow Recipe)."
             },
         ),
         "lora": ("D2F_LORA", {"tooltip": "From Diff2Flow LoRA Config: which layers are trained."}),
@@ -208,14 +217,18 @@ def _keeping_inputs() -> dict[str, Any]:
             tuple(DTYPES), "fp16", "Number format of the saved LoRA. fp16 halves the file and is what others use."
         ),
         "recommended_steps": count(
-            25,
-            1,
+            0,
+            0,
             1000,
-            "Sampling steps written into the LoRA for whoever loads it; 20 to 30 without reflow. Has no effect on"
-            " training.",
+            "Sampling steps written into the LoRA for whoever loads it. 0: 4 where reflow pairs or windows are trained,"
+            " else 25. Has no effect on training.",
         ),
         "recommended_cfg": number(
-            7.0, 100.0, 0.1, "CFG written into the LoRA for whoever loads it; 4 to 8 without reflow."
+            0.0,
+            100.0,
+            0.1,
+            "CFG written into the LoRA for whoever loads it. 0: 1 where reflow pairs or windows are trained (the"
+            " teacher's CFG is in them; up to 2 strengthens the prompt and lets negatives work), else 7.",
         ),
         "memory_check": switch(
             True, "Estimates the memory before the first step and says what to change where it does not fit."
@@ -225,7 +238,13 @@ def _keeping_inputs() -> dict[str, Any]:
 
 def _linked_inputs() -> dict[str, Any]:
     return {
-        "loss": ("D2F_LOSS", {"default": None, "tooltip": "From Diff2Flow Loss Config; its defaults without it."}),
+        "loss": (
+            "D2F_LOSS",
+            {
+                "default": None,
+                "tooltip": "From Diff2Flow Loss Config or Diff2Flow Reflow Recipe; Loss Config's defaults without it.",
+            },
+        ),
         "optimizer": (
             "D2F_OPTIMIZER",
             {"default": None, "tooltip": "From Diff2Flow Optimizer Config; its defaults without it."},

@@ -71,7 +71,8 @@ def _time_inputs() -> dict[str, Any]:
             "Flow times that diff2flow trains. native: those the checkpoint knows (0.064 to 0.972 for Stable"
             " Diffusion); sampling starts where it always did, in any sampler. full: all of 0 to 1; sampling starts at"
             " pure noise (Diff2Flow nodes read that from the LoRA), which allows really dark and bright images but"
-            " takes more steps to learn.",
+            " takes more steps to learn. clamped: as full, but what lies outside of native is trained at its ends, so"
+            " that the very start of sampling is trained often; for reflow.",
         ),
         "weighting": choice(
             WEIGHTINGS,
@@ -112,8 +113,8 @@ def _loss_inputs() -> dict[str, Any]:
             100.0,
             0.01,
             "For the two Huber losses: the error at which they turn linear, in standard deviations of the latent; 0.1"
-            " to 1. Smaller is more forgiving of outliers and learns more slowly.",
-            minimum=1e-4,
+            " to 1. Smaller is more forgiving of outliers and learns more slowly. 0: 0.00054 times the root of the"
+            " number of latent values (0.07 at 512 px), as usual in reflow.",
         ),
         "caption_dropout": number(
             0.0,

@@ -32,8 +32,6 @@ class Straight(TinyBackbone):
         return alpha * x_noise - sigma * self.slope * x_noise
 
 
-
-
 @pytest.fixture
 def pairs(tmp_path):
     return make(tmp_path / "pairs", 6, dtype="fp32", seed=5)

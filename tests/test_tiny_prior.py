@@ -14,7 +14,7 @@ from diff2flow_nodes.bench import classifier, digits, ldm_layout, text_weights, 
 from diff2flow_nodes.bench.demo_picture import compose
 from diff2flow_nodes.bench.random_prior import build_random
 from diff2flow_nodes.bench.short_training import Plan, ShortTraining
-from diff2flow_nodes.bench.widen import widened
+from diff2flow_nodes.bench.widen import narrowed, widened
 
 torch.set_num_threads(1)  # tiny networks: on a busy machine more threads only wait for each other
 
@@ -45,6 +45,18 @@ def test_a_widened_unet_computes_the_same(copies: int) -> None:
     inputs = torch.randn(2, 4, 8, 8), torch.tensor([3.5, 900.0]), torch.randn(2, 77, 768)
     with torch.no_grad():
         assert torch.allclose(narrow(*inputs).sample, wide(*inputs).sample, atol=1e-5)
+
+
+def test_a_wide_unet_becomes_the_narrow_one_again() -> None:
+    narrow = tiny_unet.trainable_unet(64, seed=1).state_dict()
+    wide = tiny_unet.random_unet(tiny_unet.unet_config(), seed=0).state_dict()
+    again = narrowed(widened(narrow, wide, 5, seed=0), narrow, 5)
+    assert all(torch.allclose(value, narrow[name], atol=1e-6) for name, value in again.items())
+    assert list(again) == list(narrow)
+    layout = {name: ldm_layout.unet_to_ldm(state, 1) for name, state in (("wide", wide), ("narrow", narrow))}
+    assert set(narrowed(layout["wide"], layout["narrow"], 5)) == set(layout["narrow"])
+    with pytest.raises(ValueError, match="with 2 copies"):
+        narrowed(wide, narrow, 2)
 
 
 def test_a_wrong_number_of_copies_is_refused() -> None:

@@ -137,9 +137,7 @@ def test_a_failure_names_the_file_that_was_saved(tmp_path):
         def __call__(self, *args):
             return super().__call__(*args) * (float("nan") if len(self.batch_sizes) > 3 else 1.0)
 
-    with pytest.raises(
-        ValueError, match="at step 3 of 3.*2 steps are saved as 'style.safetensors'"
-    ) as caught:
+    with pytest.raises(ValueError, match="at step 3 of 3.*2 steps are saved as 'style.safetensors'") as caught:
         _finetune(tmp_path, Exploding())
     assert isinstance(caught.value, NonFiniteError)
     assert read_metadata(tmp_path / "loras" / "style.safetensors")["ss_steps"] == "2"

@@ -156,7 +156,7 @@ def test_zero_terminal_snr_changes_the_schedule_and_is_refused_for_eps():
     ("values", "message"),
     [
         ({"caption_dropout": 1.5}, "caption_dropout"),
-        ({"delta": 0.0}, "delta"),
+        ({"delta": -0.1}, "delta"),
         ({"logit_spread": -1.0}, "logit_spread"),
     ],
 )

@@ -41,6 +41,9 @@ class Trained(Protocol):
     def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Their values by the keys of the file they are saved in, on the CPU."""
 
+    def switched_off(self) -> AbstractContextManager[None]:
+        """The network computes what it did before training; ValueError where it cannot."""
+
 
 class Adapters:
     """The trainable layers inside networks.
@@ -91,6 +94,18 @@ class Adapters:
         for prefix, layer, module in self._layers:
             groups["unet" if prefix == _UNET else "text"] += trained_tensors(module, layer).values()
         return groups
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """The diffusion network computes what it did before training; no gradient reaches its layers meanwhile."""
+        modules = [module for prefix, _, module in self._layers if prefix == _UNET]
+        try:
+            for module in modules:
+                module.enable_adapters(False)
+            yield
+        finally:
+            for module in modules:
+                module.enable_adapters(True)
 
     def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The weights as LoRA files hold them (kohya's keys), on the CPU, in `dtype`; alpha, dora_scale in float32.

@@ -113,6 +113,8 @@ class LatentDataset:
     image_id: str = ""
     text_id: str = ""
 
+    has_noise = False
+
     def __len__(self) -> int:
         return len(self.items)
 

@@ -17,11 +17,13 @@ from torch import Tensor
 from ..samplers.parameterization import FlowParameterization
 from .adapters import Trained, trainable
 from .checkpointing import checkpointed
-from .fit import require_fit
+from .fit import require_fit, require_suited
 from .layers import LoraSettings
 from .loop import Loop, StepReport
 from .memory import estimate, require_room
 from .metadata import Run, lora_metadata
+from .pair_dataset import PairDataset
+from .pair_distances import without_worst
 from .parallel import Processes, joined
 from .port import Backbone, Progress, TextBackbone, TrainingDataset
 from .product import DTYPES, Finetuned, Output, save_product
@@ -128,6 +130,8 @@ def finetune(job: Job, progress: Progress) -> Finetuned:
         stack.callback(progress.close)
         for dataset in filter(None, (job.dataset, job.watch.held_out)):
             require_fit(job.backbone, dataset)
+        require_suited(job.settings.objective.reflow, job.dataset, job.lora)
+        job = replace(job, dataset=_without_worst(job, progress))
         adapters = stack.enter_context(trainable(job.backbone, job.lora, job.settings.seed))
         stack.enter_context(checkpointed(job.backbone.module, job.settings.optimizer.checkpointing))
         return _Session(job, adapters, progress, joined(job.backbone.device)).run()
@@ -295,6 +299,14 @@ class _Session:
         _LOG.warning("The run '%s' ended early (%s): %s", self._folder.path.name, type(error).__name__, kept)
         if isinstance(error, ValueError):
             error.args = (f"{error}; {kept}",)
+
+
+def _without_worst(job: Job, progress: Progress) -> TrainingDataset:
+    """The dataset as the run sees it: of pairs, those that are to be left out are."""
+    share = job.settings.objective.reflow.drop_worst
+    if not share or not isinstance(job.dataset, PairDataset):
+        return job.dataset
+    return without_worst(job.dataset, share, job.backbone, progress)
 
 
 def _opened(job: Job, processes: Processes) -> RunFolder:

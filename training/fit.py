@@ -1,9 +1,10 @@
-"""Whether a dataset is one for the network that is to be trained on it."""
+"""Whether a dataset is one for the network that is to be trained on it, and for what is to be trained."""
 
 from __future__ import annotations
 
-from .layers import FIRST
+from .layers import FIRST, LoraSettings
 from .port import Backbone, TrainingDataset
+from .reflow_settings import ReflowSettings
 
 
 def require_fit(backbone: Backbone, dataset: TrainingDataset) -> None:
@@ -20,3 +21,17 @@ def require_fit(backbone: Backbone, dataset: TrainingDataset) -> None:
                 f"dataset: its text embeddings are {dataset.context_width} wide, the model takes"
                 f" {layer.weight.shape[1]}; make the dataset with the CLIP of the checkpoint that is trained"
             )
+
+
+def require_suited(reflow: ReflowSettings, dataset: TrainingDataset, lora: LoraSettings) -> None:
+    """Raises ValueError where reflow asks for pairs and there are none, or for a teacher that is not kept."""
+    if (reflow.drop_worst or reflow.consistency) and not dataset.has_noise:
+        raise ValueError(
+            f"dataset: '{dataset.name}' holds images, and the recipe is for pairs of noise and latent: connect"
+            " Diff2Flow Reflow Pairs, choose recipe 'windows' for images, or remove Diff2Flow Reflow Recipe"
+        )
+    if reflow.windows and lora.full:
+        raise ValueError(
+            "lora: recipe 'windows' needs the untrained network as a teacher, which preset 'full' does not keep; choose"
+            " a LoRA preset in Diff2Flow LoRA Config, or another recipe"
+        )

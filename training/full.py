@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,14 @@ class FullNetwork:
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """All of them in "unet"."""
         return {"unet": self.parameters(), "text": []}
+
+    def switched_off(self) -> AbstractContextManager[None]:
+        """Cannot be.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a network that is trained in full cannot compute what it did before")
 
     def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Copies on the CPU by their keys in the checkpoint; `checkpoint_file.save_checkpoint` needs no such copy."""

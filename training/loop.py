@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from . import draws, optimizers
 from .adapters import Trained
 from .dataset import Batch
 from .ema import Averages
+from .lines import Line, Lines, Velocity
 from .objective import Objective
 from .parallel import Processes
 from .port import Backbone, TrainingDataset
@@ -49,11 +50,21 @@ class StepReport:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one network call trains on, on the CPU: items, their noise (B, *dims), own or drawn, and flow times (B,)."""
+    """What one network call trains on, on the CPU.
+
+    Args:
+        batch: the items.
+        x_noise: (B, *dims), the items' own or drawn.
+        t: (B,) flow times.
+        step: that it is for.
+        unguided: the items without captions, where a teacher is guided online.
+    """
 
     batch: Batch
     x_noise: Tensor
     t: Tensor
+    step: int
+    unguided: Batch | None = None
 
 
 Report = Callable[[StepReport], object]
@@ -108,6 +119,8 @@ class Loop:
             (self._options.beta1, self._options.beta2),
             self._options.weight_decay,
         )
+        self._lines = Lines(self.objective, settings.steps)
+        self._teacher_cfg = settings.objective.reflow.teacher_cfg
         self._cast = _autocast_dtype(self._options.precision, backbone.device)
         self._scaler = _scaler(backbone.device, self._cast)
         self._averages = Averages(self._parameters, self._options.ema)
@@ -179,17 +192,47 @@ class Loop:
         x_noise = batch.noise
         if x_noise is None:
             x_noise = draws.noise((size, *batch.latent.shape[1:]), seed, step)[part]
-        return MicroBatch(batch, x_noise, self.objective.times(draws.uniform(size, seed, step)[part]))
+        unguided = None
+        if self._settings.objective.reflow.guides_online:
+            unguided = self._dataset.batch(indices[part], flips[part], [True] * len(batch.latent))
+        t = self.objective.times(draws.uniform(size, seed, step)[part])
+        return MicroBatch(batch, x_noise, t, step, unguided)
 
     def loss(self, micro: MicroBatch) -> Tensor:
         """Its loss (), with its graph."""
         batch, device = micro.batch, self._backbone.device
-        x_data = self._backbone.scale_latent(batch.latent.to(device)).float()
-        x_noise, t = micro.x_noise.to(device), micro.t.to(device)
+        t = micro.t.to(device)
         mask = None if batch.mask is None else batch.mask.to(device)
         with self._autocast():
             conditioning = conditioned(self._backbone, batch, self._adapters.trains_text)
+            x_data, x_noise = self._line(micro, t, conditioning)
             return self.objective.loss(self._backbone, x_data, x_noise, t, conditioning, mask).mean()
+
+    def _line(self, micro: MicroBatch, t: Tensor, conditioning: Mapping[str, Tensor]) -> Line:
+        """What each item is to learn: the line between its noise and its latent, or what reflow makes of it."""
+        batch, device = micro.batch, self._backbone.device
+        x_noise = micro.x_noise.to(device)
+        x_data = self._backbone.scale_latent(batch.latent.to(device)).float()
+        if self._settings.objective.reflow.windows:
+            with torch.no_grad(), self._adapters.switched_off():
+                return self._lines.across_window(self._teacher(micro), x_data, x_noise, t)
+        if batch.noise is None or self._settings.objective.name == "diffusion":
+            return Line(x_data, x_noise)
+        line = self._lines.of_pairs(x_data, x_noise)
+        if not self._lines.is_consistent(micro.step):
+            return line
+        return self._lines.to_own_prediction(self._velocity(conditioning), line, t)
+
+    def _teacher(self, micro: MicroBatch) -> Velocity:
+        """The guided velocity of the network with everything that is trained switched off."""
+        positive = self._velocity(conditioned(self._backbone, micro.batch))
+        if micro.unguided is None:
+            return positive
+        negative, cfg = self._velocity(conditioned(self._backbone, micro.unguided)), self._teacher_cfg
+        return lambda x, t: torch.lerp(negative(x, t), positive(x, t), cfg)
+
+    def _velocity(self, conditioning: Mapping[str, Tensor]) -> Velocity:
+        return lambda x, t: self.objective.velocity(self._backbone, x, t, conditioning)
 
     def _gradient(self, step: int) -> Tensor:
         """Forward and backward of a step, averaged over micro-batches and processes; its loss ()."""

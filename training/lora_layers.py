@@ -33,6 +33,11 @@ class FullChange(nn.Module):
         self.weight_change = nn.Parameter(torch.zeros_like(base.weight, dtype=torch.float32))
         bias = getattr(base, "bias", None)
         self.bias_change = None if bias is None else nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))
+        self._enabled = True
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Whether the change counts, as peft's layers have it."""
+        self._enabled = enabled
 
     @property
     def weight(self) -> Tensor:
@@ -45,8 +50,10 @@ class FullChange(nn.Module):
         return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """base(x) + change(x), in the dtype of base(x)."""
+        """base(x) + change(x), in the dtype of base(x); base(x) alone while the change is switched off."""
         y = self.base(x)
+        if not self._enabled:
+            return y
         return y + self._change(x.to(self.weight_change.dtype)).to(y.dtype)
 
     def _change(self, x: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,9 +12,10 @@ from torch import Tensor
 from ..alignment import Alignment, NaiveFlow, NoiseSchedule
 from . import times
 from .port import Backbone
+from .reflow_settings import ReflowSettings
 
 OBJECTIVES = ("diff2flow", "flow_matching", "diffusion")
-T_RANGES = ("native", "full")
+T_RANGES = ("native", "full", "clamped")
 WEIGHTINGS = ("clamped", "velocity", "eps")
 LOSSES = ("l2", "huber", "pseudo_huber")
 SWITCH = ("auto", "on", "off")
@@ -22,6 +24,10 @@ MAX_GAIN = 4.0
 """ "clamped" limits how much the network's error may be amplified on its way to the velocity. An eps network's is
 amplified by 1/t, up to 15.6 at t_min and 244 in the squared loss: one noisy item can own the batch's gradient. 4 leaves
 the flow matching loss as it is for t >= 1/4; a v network (gain 1 to 1.41) is never touched."""
+
+DELTA = 0.00054
+"""Lee, Lin, Fanti (2024) take sqrt(|e|² + c²) - c with c = 0.00054 d and |e|² a sum over the d values; here |e|² is
+their mean, and delta = c/sqrt(d)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,9 @@ class ObjectiveSettings:
         name: "diff2flow" (Algorithm 1), "flow_matching" (naive: the network's output is the velocity, at tau = t·T) or
             "diffusion" (the network's own eps or v loss).
         t_range: "native" draws t where the network was trained, [t_min, t_max]; "full" draws from all of [0, 1], after
-            which sampling starts at t = 0 (DESIGN trap 4). diff2flow only; flow_matching is always full.
+            which sampling starts at t = 0 (DESIGN trap 4); "clamped" draws from [0, 1] and moves what lies outside to
+            t_min or t_max, so that the time where sampling starts is trained often. diff2flow only; flow_matching is
+            always full.
         weighting: of the squared velocity error over t. "velocity" (flow matching as it is), "clamped" (the same, its
             amplification limited to MAX_GAIN) or "eps" (the error of the noise, t² times that of the velocity).
             diff2flow only.
@@ -40,13 +48,14 @@ class ObjectiveSettings:
         logit_mean, logit_spread: of the time distribution "logit_normal".
         loss: "l2": |e|²; "huber": |e|²/2 up to `delta`, then linear; "pseudo_huber": sqrt(|e|² + delta²) - delta with
             |e|² the mean over an item. e is the weighted error of the velocity (diffusion: of the prediction).
-        delta: of the two Huber losses, > 0.
+        delta: of the two Huber losses, at least 0; 0 is `DELTA` times the root of the number of latent values.
         zero_terminal_snr: "on" trains on the schedule rescaled to zero terminal SNR; "off" on the plain one; "auto" on
             the model's own. v prediction only.
         caption_dropout: share of items trained with the empty caption, [0, 1]; keeps CFG working.
+        reflow: of reflow: which lines are learned, see `lines`. Windows and consistency are for diff2flow only.
 
     Raises:
-        ValueError: an unknown choice, or a number out of range.
+        ValueError: an unknown choice, a number out of range, or windows with another objective.
     """
 
     name: str = "diff2flow"
@@ -59,6 +68,7 @@ class ObjectiveSettings:
     delta: float = 0.1
     zero_terminal_snr: str = "auto"
     caption_dropout: float = 0.0
+    reflow: ReflowSettings = field(default_factory=ReflowSettings)
 
     def __post_init__(self) -> None:
         choices = {
@@ -69,16 +79,21 @@ class ObjectiveSettings:
             "loss": LOSSES,
             "zero_terminal_snr": SWITCH,
         }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                shown = "objective" if field == "name" else field
-                raise ValueError(f"{shown} must be one of {', '.join(allowed)}, not {getattr(self, field)!r}")
+        for choice, allowed in choices.items():
+            if getattr(self, choice) not in allowed:
+                shown = "objective" if choice == "name" else choice
+                raise ValueError(f"{shown} must be one of {', '.join(allowed)}, not {getattr(self, choice)!r}")
         if not 0.0 <= self.caption_dropout <= 1.0:
             raise ValueError(f"caption_dropout must be from 0 to 1, not {self.caption_dropout}; 0.1 is usual")
-        if not 0.0 < self.delta < float("inf"):
-            raise ValueError(f"delta must be above 0, not {self.delta}; 0.1 is usual")
+        if not 0.0 <= self.delta < float("inf"):
+            raise ValueError(f"delta must be at least 0, not {self.delta}; 0.1 is usual, 0 goes by the latent's size")
         if not 0.0 < self.logit_spread < float("inf") or not abs(self.logit_mean) < float("inf"):
             raise ValueError(f"logit_spread must be above 0, not {self.logit_spread}, and logit_mean finite")
+        if self.name != "diff2flow" and (self.reflow.windows or self.reflow.consistency):
+            raise ValueError(
+                f"objective '{self.name}' cannot be combined with windows or consistency: choose objective 'diff2flow',"
+                " or a recipe without them"
+            )
 
 
 class Objective:
@@ -124,7 +139,7 @@ class Objective:
             steps = self.schedule.steps
             return self.alignment.flow_time(((1.0 - t) * steps).floor().clamp(0, steps - 1))
         first, last = self.t_span
-        return first + t * (last - first)
+        return t.clamp(first, last) if settings.t_range == "clamped" else first + t * (last - first)
 
     def loss(
         self,
@@ -144,8 +159,13 @@ class Objective:
             mask: weight of each latent pixel's squared error, broadcast to (B, *dims), [0, 1].
         """
         error = self._error(self.alignment, backbone, x_data, x_noise, t, conditioning)
-        error = error * _over(self.weight(t).sqrt(), error)
-        return _LOSSES[self.settings.loss](error if mask is None else error * mask.sqrt(), self.settings.delta)
+        error = error * over(self.weight(t).sqrt(), error)
+        delta = self.settings.delta or DELTA * math.sqrt(x_data[0].numel())
+        return _LOSSES[self.settings.loss](error if mask is None else error * mask.sqrt(), delta)
+
+    def velocity(self, backbone: Backbone, x_flow: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
+        """velocity (B, *dims), float32, at x_flow (B, *dims), t (B,), from one call of the network."""
+        return _velocity(self.alignment, backbone, x_flow, t, conditioning)
 
     def flow_matching_error(
         self, backbone: Backbone, x_data: Tensor, x_noise: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]
@@ -177,9 +197,14 @@ def _velocity_error(
     conditioning: Mapping[str, Tensor],
 ) -> Tensor:
     """x_data - x_noise - velocity, the network called at f_x⁻¹(x_flow), f_t⁻¹(t) (Algorithm 1)."""
-    x_flow = _interpolate(x_data, x_noise, t)
+    return x_data - x_noise - _velocity(alignment, backbone, interpolate(x_data, x_noise, t), t, conditioning)
+
+
+def _velocity(
+    alignment: Alignment | NaiveFlow, backbone: Backbone, x_flow: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]
+) -> Tensor:
     output = backbone(alignment.to_diffusion(x_flow, t), alignment.timestep(t), conditioning).float()
-    return x_data - x_noise - alignment.velocity(output, x_flow, t)
+    return alignment.velocity(output, x_flow, t)
 
 
 def _prediction_error(
@@ -191,9 +216,9 @@ def _prediction_error(
     conditioning: Mapping[str, Tensor],
 ) -> Tensor:
     """target - output, target what the network predicts: x_noise, alpha x_noise - sigma x_data, or x_data."""
-    x_diff = alignment.to_diffusion(_interpolate(x_data, x_noise, t), t)
+    x_diff = alignment.to_diffusion(interpolate(x_data, x_noise, t), t)
     output = backbone(x_diff, alignment.timestep(t), conditioning).float()
-    alpha, sigma = (_over(c.to(x_data.dtype), x_data) for c in alignment.coefficients(t))
+    alpha, sigma = (over(c.to(x_data.dtype), x_data) for c in alignment.coefficients(t))
     targets = {"eps": x_noise, "v": alpha * x_noise - sigma * x_data, "x0": x_data}
     return targets[alignment.prediction] - output
 
@@ -223,13 +248,13 @@ def _checked_prediction(prediction: str, schedule: NoiseSchedule) -> str:
     return prediction
 
 
-def _interpolate(x_data: Tensor, x_noise: Tensor, t: Tensor) -> Tensor:
+def interpolate(x_data: Tensor, x_noise: Tensor, t: Tensor) -> Tensor:
     """x_flow = t x_data + (1-t) x_noise (Eq. 9)."""
-    t = _over(t, x_data)
+    t = over(t, x_data)
     return t * x_data + (1.0 - t) * x_noise
 
 
-def _over(coefficient: Tensor, x: Tensor) -> Tensor:
+def over(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.reshape(-1, *[1] * (x.ndim - 1))
 
 

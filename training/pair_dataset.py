@@ -42,6 +42,7 @@ class PairDataset:
 
     largest = 0
     mirrored = False
+    has_noise = True
 
     def __post_init__(self) -> None:
         if not len(self.pairs):
@@ -122,7 +123,11 @@ class PairDataset:
         order = torch.randperm(len(self), generator=draws.generator(seed, "held-out pairs"))
         held = min(len(self) - 1, max(1, math.floor(share * len(self))))
         train, out = order[held:].sort().values, order[:held].sort().values
-        return replace(self, pairs=self.pairs[train]), replace(self, pairs=self.pairs[out])
+        return self.chosen(train), self.chosen(out)
+
+    def chosen(self, indices: Tensor, note: str = "") -> PairDataset:
+        """Only the pairs at `indices` (N,), with a line more in the summary."""
+        return replace(self, pairs=self.pairs[indices], notes=(*self.notes, note) if note else self.notes)
 
     def joined(self, other: object) -> PairDataset:
         """Pairs cannot be joined with another dataset.

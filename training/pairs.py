@@ -92,9 +92,7 @@ class PairStore:
         ValueError: the folder holds pairs made with other settings; a damaged shard where that is refused.
     """
 
-    def __init__(
-        self, folder: Path, identity: Mapping[str, Any], seed: int, count: int, damaged: str = "skip"
-    ) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], seed: int, count: int, damaged: str = "skip") -> None:
         if damaged not in DAMAGED:
             raise ValueError(f"damaged must be one of {', '.join(DAMAGED)}, not {damaged!r}")
         self.folder, self.count, self._seed, self._identity = folder, count, seed, dict(identity)

@@ -122,6 +122,7 @@ class TrainingDataset(Protocol):
         latent_channels: C of the latents.
         context_width: of the text embeddings.
         mirrored: whether there are mirrored latents.
+        has_noise: whether each item has its own noise, so that it is a reflow pair.
         sources: the folders that it is from, by name.
     """
 
@@ -133,6 +134,7 @@ class TrainingDataset(Protocol):
     latent_channels: int
     context_width: int
     mirrored: bool
+    has_noise: bool
     sources: Mapping[str, Source]
 
     def batch(

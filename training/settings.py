@@ -108,12 +108,13 @@ class TrainSettings:
         return self.learning_rate * rate_factor(optimizer.schedule, step, self.steps, optimizer.warmup_steps)
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a saved state to be continued; the number of steps may grow."""
+        """What must be equal for a saved state to be continued; the number of steps may grow where nothing else
+        depends on it."""
         from dataclasses import asdict
 
         settings = asdict(self)
         settings["optimizer"] = {k: v for k, v in settings["optimizer"].items() if k not in _FREE}
-        if self.optimizer.schedule == "constant":
+        if self.optimizer.schedule == "constant" and not self.objective.reflow.consistency:
             del settings["steps"]
         return settings
 

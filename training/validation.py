@@ -11,6 +11,7 @@ from torch import Tensor
 from ..alignment import Alignment
 from . import draws
 from .dataset import Batch
+from .lines import Lines
 from .objective import Objective
 from .port import Backbone, TrainingDataset
 
@@ -22,7 +23,7 @@ class Validation:
     """E|x_data - x_noise - velocity|² on held-out items, without weights, whatever objective is trained.
 
     The first MAX_ITEMS items are taken, each at TIMES flow times in the middle of equal parts of [t_min, t_max], with
-    its own noise, or noise that depends on seed and item alone.
+    noise that depends on seed and item alone; reflow pairs on their own line (`Lines.of_pairs`).
 
     Args:
         dataset: held out.
@@ -33,6 +34,7 @@ class Validation:
 
     def __init__(self, dataset: TrainingDataset, objective: Objective, seed: int, batch_size: int) -> None:
         self._dataset, self._objective, self._seed, self._size = dataset, objective, seed, batch_size
+        self._lines = Lines(objective, 0)
         first, last = Alignment(objective.schedule, "v").t_range
         self.times = [first + (last - first) * (k + 0.5) / TIMES for k in range(TIMES)]
 
@@ -54,6 +56,8 @@ class Validation:
         device = backbone.device
         x_data = backbone.scale_latent(batch.latent.to(device)).float()
         x_noise = self._noise(batch, indices).to(device)
+        if batch.noise is not None:
+            x_data, x_noise = self._lines.of_pairs(x_data, x_noise)
         pooled = None if batch.pooled is None else batch.pooled.to(device)
         conditioning = backbone.conditioning(batch.context.to(device), pooled, batch.sizes)
         errors = []

@@ -1,0 +1,82 @@
+"""Samples of digits, and how good they are: read rightly, and how far from real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..files import written_whole
+from ..hosts.port import Host
+from . import classifier, digits
+from .frechet import frechet_distance
+
+_PIXELS = 4
+_BATCH = 50
+
+
+class Draw(Protocol):
+    """Draws LATENT of CONDITIONING positive and negative, in the size and batch of a LATENT, from a seed."""
+
+    def __call__(self, positive: Any, negative: Any, latent: Any, seed: int) -> Any: ...
+
+
+class Judge:
+    """Compares samples with held-out digits.
+
+    Args:
+        host, clip, vae: that draw and decode.
+        style: of digits.STYLES.
+
+    Attributes:
+        real: held-out digits in the style, as the autoencoder gives them back (N, 64, 64, 3).
+    """
+
+    def __init__(self, host: Host, clip: Any, vae: Any, style: str) -> None:
+        self._host, self._clip, self._vae = host, clip, vae
+        images, _ = digits.split(held_out=True)
+        parts = digits.render(images, digits.STYLES[style]).split(_BATCH)
+        self.real = torch.cat([host.decode_image(vae, host.encode_image(vae, part)) for part in parts])
+
+    def drawn(self, draw: Draw, seed: int, count: int) -> tuple[Tensor, Tensor]:
+        """Pictures (count, 64, 64, 3), equally many of each digit, and the digits (count,).
+
+        Args:
+            draw: draws them.
+            seed: 1000 seed + digit is that of a digit's samples.
+            count: a multiple of 10.
+        """
+        each, pictures = count // len(digits.WORDS), []
+        empty = self._host.encode_text(self._clip, "")
+        for digit in range(len(digits.WORDS)):
+            positive = self._host.encode_text(self._clip, digits.caption(digit))
+            latent = {"samples": torch.zeros(each, 4, digits.SIZE // 8, digits.SIZE // 8)}
+            drawn = draw(positive, empty, latent, 1000 * seed + digit)
+            pictures.append(self._host.decode_image(self._vae, drawn["samples"]))
+        return torch.cat(pictures), torch.arange(len(digits.WORDS)).repeat_interleave(each)
+
+    def judged(self, pictures: Tensor, wanted: Tensor) -> dict[str, float]:
+        """accuracy: share read as the digit that was wanted; Fréchet distances in the classifier's features, in
+        pixels.
+        """
+        return {
+            "accuracy": float((classifier.classify(pictures) == wanted).float().mean()),
+            "frechet_features": frechet_distance(classifier.features(pictures), classifier.features(self.real)),
+            "frechet_pixels": frechet_distance(_small(pictures), _small(self.real)),
+        }
+
+
+def save_picture(pictures: Tensor, path: Path, rows: int = 2) -> None:
+    """Some samples of each digit, a column each."""
+    each = len(pictures) // len(digits.WORDS)
+    lines = [torch.cat(list(pictures[i::each]), dim=1) for i in range(min(rows, each))]
+    with written_whole(path) as temporary:
+        digits.to_pil(torch.cat(lines).clamp(0, 1)).save(temporary, format="PNG")
+
+
+def _small(pictures: Tensor) -> Tensor:
+    """Pictures (B, H, W, 3) as (B, 48): mean colours of 4×4 fields, which see colour, thickness and slant."""
+    small = torch.nn.functional.interpolate(pictures.movedim(-1, 1), size=(_PIXELS, _PIXELS), mode="area")
+    return small.flatten(1)

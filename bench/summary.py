@@ -1,0 +1,30 @@
+"""Mean and deviation over seeds, of runs that are named "method/seed"."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def summary(runs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over the seeds of every number, by method; nested keys are joined by "/"."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, result in runs.items():
+        numbers = found.setdefault(name.rpartition("/")[0], {})
+        for key, value in _flat(result):
+            numbers.setdefault(key, []).append(value)
+    return {name: {key: _spread(values) for key, values in numbers.items()} for name, numbers in found.items()}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "deviation": deviation, "seeds": len(values)}
+
+
+def _flat(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
