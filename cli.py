@@ -154,7 +154,7 @@ def _joined(host: HeadlessHost) -> Processes:
 
 
 def _possible_reason() -> str:
-    """For SIGTERM: when one of several processes ends, the launcher sends it to the others, at times before they know."""
+    """For SIGTERM: when one of several processes ends, the launcher sends it to the others, often before they know."""
     return ": another process of this run ended, or all were told to end" if launched() else ""
 
 
