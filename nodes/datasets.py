@@ -16,10 +16,6 @@ from .errors import names_node
 from .widgets import Widget, choice, count, line, number, switch, text
 
 CATEGORY = "Diff2Flow/training"
-_OUTPUTS = (
-    "Latents and text embeddings for Diff2Flow Train.",
-    "What is in the dataset: images, sizes, captions, and files that were skipped, by name and number.",
-)
 _VAE = ("VAE", {"tooltip": "The autoencoder of the checkpoint that is trained."})
 _CLIP = ("CLIP", {"tooltip": "The text encoder of the checkpoint that is trained."})
 _FLIPS = switch(
@@ -37,14 +33,22 @@ _MASK_FLOOR = number(
 )
 
 
-class Diff2FlowImageDataset:
-    """Encodes a folder of images and captions for training, once."""
+class _DatasetNode:
+    """What the nodes that make a dataset hand out."""
 
     CATEGORY = CATEGORY
     FUNCTION = "build"
     RETURN_TYPES = ("D2F_DATASET", "STRING")
     RETURN_NAMES = ("dataset", "summary")
-    OUTPUT_TOOLTIPS = _OUTPUTS
+    OUTPUT_TOOLTIPS = (
+        "Latents and text embeddings for Diff2Flow Train.",
+        "What is in the dataset: images, sizes, captions, and files that were skipped, by name and number.",
+    )
+
+
+class Diff2FlowImageDataset(_DatasetNode):
+    """Encodes a folder of images and captions for training, once."""
+
     DESCRIPTION = (
         "Turns a folder of images with .txt captions into latents and text embeddings. They are kept on disk"
         " (models/datasets): a second run encodes only what is new or changed, an interrupted one goes on where it was."
@@ -119,14 +123,9 @@ class Diff2FlowImageDataset:
         return dataset, dataset.summary()
 
 
-class Diff2FlowImages:
+class Diff2FlowImages(_DatasetNode):
     """Encodes images of the graph and their captions for training, once."""
 
-    CATEGORY = CATEGORY
-    FUNCTION = "build"
-    RETURN_TYPES = ("D2F_DATASET", "STRING")
-    RETURN_NAMES = ("dataset", "summary")
-    OUTPUT_TOOLTIPS = _OUTPUTS
     DESCRIPTION = (
         "Turns images straight from the graph into latents and text embeddings for training, alone or together with"
         " another dataset. They are kept on disk by the images' content: the same image is never encoded twice."
