@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +90,14 @@ def files(place: Path) -> list[str]:
     return sorted(found)
 
 
-def until(condition: Any) -> None:
+def until(run: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Waits for it; where the run ends before, or takes too long, fails with what the run said."""
     deadline = time.monotonic() + SECONDS
     while not condition():
-        assert time.monotonic() < deadline
+        if run.poll() is not None or time.monotonic() > deadline:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+            raise AssertionError(f"it ended, or nothing came of it in {SECONDS} s:\n{run.communicate()[1][-3000:]}")
         time.sleep(0.05)
 
 
@@ -137,7 +143,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(place: Path) -> None:
 
 def test_interrupting_the_launcher_saves_and_the_run_goes_on(place: Path) -> None:
     run = started(place, workflow(steps=100000))
-    until(lambda: has_steps(place))
+    until(run, lambda: has_steps(place))
     os.kill(run.pid, signal.SIGINT)
     code, _, err = ended(run)
     assert code != 0 and "interrupted; what was saved until then is kept" in err, err[-3000:]
@@ -147,7 +153,7 @@ def test_interrupting_the_launcher_saves_and_the_run_goes_on(place: Path) -> Non
     assert lora.exists() and step >= 1 and f"{step} steps are saved as 'shared.safetensors'" in err
     assert not list(place.rglob("*.part"))
     run = started(place, workflow(steps=100000), ())  # other numbers of processes go on, too
-    until(lambda: any(entry["kind"] == "step" and entry["step"] > step for entry in entries(place)))
+    until(run, lambda: any(entry["kind"] == "step" and entry["step"] > step for entry in entries(place)))
     os.kill(run.pid, signal.SIGINT)
     assert ended(run)[0] == 130
     assert [entry["step"] for entry in entries(place) if entry["kind"] == "begin"] == [0, step]
@@ -175,7 +181,7 @@ def test_the_end_of_one_process_ends_all(place: Path, rank: int, first: str) -> 
     """The survivor says why it ends, whether it hears of it by itself or from the launcher; the writer saves."""
     pytest.importorskip("psutil")
     run = started(place, workflow(steps=100000, save_every=5))
-    until(lambda: has_steps(place))
+    until(run, lambda: has_steps(place))
     kill(run, rank, first)
     began = time.monotonic()
     code, _, err = ended(run)
