@@ -21,6 +21,7 @@ from .hosts.headless.graph import plan
 from .hosts.headless.workflow import Workflow, WorkflowError, override, read_workflow
 from .hosts.headless.written import announce
 from .hosts.port import FOLDERS
+from .training.launch import launched, launched_alone
 
 if TYPE_CHECKING:
     from .training.parallel import Processes
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options)
     except _Terminated:
-        return _complain("terminated; what was saved until then is kept", TERMINATED)
+        return _complain(f"terminated{_possible_reason()}; what was saved until then is kept", TERMINATED)
     except KeyboardInterrupt:
         return _complain("interrupted; what was saved until then is kept", INTERRUPTED)
 
@@ -142,7 +143,7 @@ def _execute(
 
 def _joined(host: HeadlessHost) -> Processes:
     """The processes of this run; HostError before the first node, if there is no such device."""
-    from .training.parallel import joined, launched_alone
+    from .training.parallel import joined
 
     if launched_alone():
         logging.getLogger(__name__).warning(
@@ -150,6 +151,11 @@ def _joined(host: HeadlessHost) -> Processes:
             " 'accelerate launch --multi_gpu --num_processes …' starts them, also on the CPU"
         )
     return joined(host.device)
+
+
+def _possible_reason() -> str:
+    """For SIGTERM: when one of several processes ends, the launcher sends it to the others, often before they know."""
+    return ": another process of this run ended, or all were told to end" if launched() else ""
 
 
 def _rank() -> int:

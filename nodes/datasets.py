@@ -13,43 +13,42 @@ from ..training.folders import folder_state
 from ..training.image_batch import BatchSettings, batch_dataset
 from ..training.image_folder import ALPHAS, FolderSettings, image_dataset
 from .errors import names_node
+from .widgets import Widget, choice, count, line, number, switch, text
 
 CATEGORY = "Diff2Flow/training"
-_OUTPUTS = (
-    "Latents and text embeddings for Diff2Flow Train.",
-    "What is in the dataset: images, sizes, captions, and files that were skipped, by name and number.",
-)
 _VAE = ("VAE", {"tooltip": "The autoencoder of the checkpoint that is trained."})
 _CLIP = ("CLIP", {"tooltip": "The text encoder of the checkpoint that is trained."})
-_FLIPS = (
-    "BOOLEAN",
-    {
-        "default": False,
-        "tooltip": "Encodes every image mirrored, too, and training shows either with probability 1/2. Good for few"
-        " images; leave it off for text, faces and anything whose left and right differ.",
-    },
+_FLIPS = switch(
+    False,
+    "Encodes every image mirrored, too, and training shows either with probability 1/2. Good for few"
+    " images; leave it off for text, faces and anything whose left and right differ.",
 )
-_MASK_FLOOR = (
-    "FLOAT",
-    {
-        "default": 0.0,
-        "min": 0.0,
-        "max": 1.0,
-        "step": 0.05,
-        "tooltip": "Weight of what a mask leaves out, from 0 (does not count) to 1 (counts in full); 0 to 0.2."
-        " Changing it encodes nothing anew.",
-    },
+_MASK_FLOOR = number(
+    0.0,
+    1.0,
+    0.05,
+    "Weight of what a mask leaves out, from 0 (does not count) to 1 (counts in full); 0 to 0.2."
+    " Changing it encodes nothing anew.",
+    rounding=None,
 )
 
 
-class Diff2FlowImageDataset:
-    """Encodes a folder of images and captions for training, once."""
+class _DatasetNode:
+    """What the nodes that make a dataset hand out."""
 
     CATEGORY = CATEGORY
     FUNCTION = "build"
     RETURN_TYPES = ("D2F_DATASET", "STRING")
     RETURN_NAMES = ("dataset", "summary")
-    OUTPUT_TOOLTIPS = _OUTPUTS
+    OUTPUT_TOOLTIPS = (
+        "Latents and text embeddings for Diff2Flow Train.",
+        "What is in the dataset: images, sizes, captions, and files that were skipped, by name and number.",
+    )
+
+
+class Diff2FlowImageDataset(_DatasetNode):
+    """Encodes a folder of images and captions for training, once."""
+
     DESCRIPTION = (
         "Turns a folder of images with .txt captions into latents and text embeddings. They are kept on disk"
         " (models/datasets): a second run encodes only what is new or changed, an interrupted one goes on where it was."
@@ -124,14 +123,9 @@ class Diff2FlowImageDataset:
         return dataset, dataset.summary()
 
 
-class Diff2FlowImages:
+class Diff2FlowImages(_DatasetNode):
     """Encodes images of the graph and their captions for training, once."""
 
-    CATEGORY = CATEGORY
-    FUNCTION = "build"
-    RETURN_TYPES = ("D2F_DATASET", "STRING")
-    RETURN_NAMES = ("dataset", "summary")
-    OUTPUT_TOOLTIPS = _OUTPUTS
     DESCRIPTION = (
         "Turns images straight from the graph into latents and text embeddings for training, alone or together with"
         " another dataset. They are kept on disk by the images' content: the same image is never encoded twice."
@@ -178,117 +172,90 @@ class Diff2FlowImages:
         return made, made.summary()
 
 
-def _folder_input() -> tuple[str, dict[str, Any]]:
-    return (
-        "STRING",
-        {
-            "default": "my_images",
-            "tooltip": "A folder inside ComfyUI's input folder, by name ('my_images', 'styles/ink'): png, jpg, webp,"
-            " bmp or tiff, 10 to 100 for a style. The caption of ink.png is ink.txt (or ink.caption) beside it."
-            " Subfolders called N_name as in kohya's trainer (10_ink) are read with N repeats; others are not read."
-            " Transparency is laid on white.",
-        },
+def _folder_input() -> Widget:
+    return line(
+        "my_images",
+        "A folder inside ComfyUI's input folder, by name ('my_images', 'styles/ink'): png, jpg, webp,"
+        " bmp or tiff, 10 to 100 for a style. The caption of ink.png is ink.txt (or ink.caption) beside it."
+        " Subfolders called N_name as in kohya's trainer (10_ink) are read with N repeats; others are not read."
+        " Transparency is laid on white.",
     )
 
 
-def _resolution_input() -> tuple[str, dict[str, Any]]:
-    return (
-        "INT",
-        {
-            "default": 512,
-            "min": 8,
-            "max": 4096,
-            "step": 8,
-            "tooltip": "Side of the training images in pixels, a multiple of 8 (of 64 for full-size checkpoints). 512"
-            " for SD1.x, 768 for SD2.x v, 1024 for SDXL. Images are scaled to cover the square, or with bucketing"
-            " 'aspect' a shape of at most its area, and cropped in the middle.",
-        },
+def _resolution_input() -> Widget:
+    return count(
+        512,
+        8,
+        4096,
+        "Side of the training images in pixels, a multiple of 8 (of 64 for full-size checkpoints). 512"
+        " for SD1.x, 768 for SD2.x v, 1024 for SDXL. Images are scaled to cover the square, or with bucketing"
+        " 'aspect' a shape of at most its area, and cropped in the middle.",
+        step=8,
     )
 
 
 def _caption_inputs() -> dict[str, Any]:
     return {
-        "trigger": (
-            "STRING",
-            {
-                "default": "",
-                "tooltip": "Word or phrase put in front of every caption, with a comma ('inkstyle'). Use it in prompts"
-                " to call the style. Empty: captions as they are.",
-            },
+        "trigger": line(
+            "",
+            "Word or phrase put in front of every caption, with a comma ('inkstyle'). Use it in prompts"
+            " to call the style. Empty: captions as they are.",
         ),
-        "default_caption": (
-            "STRING",
-            {
-                "default": "",
-                "tooltip": "Caption of images that have no caption file ('a drawing'). Empty: in N_name folders it is"
-                " the name, elsewhere a missing caption is an error that names the files. An empty .txt is a caption,"
-                " too: an empty one.",
-            },
+        "default_caption": line(
+            "",
+            "Caption of images that have no caption file ('a drawing'). Empty: in N_name folders it is"
+            " the name, elsewhere a missing caption is an error that names the files. An empty .txt is a caption,"
+            " too: an empty one.",
         ),
     }
 
 
 def _bucket_inputs() -> dict[str, Any]:
     return {
-        "bucketing": (
-            list(BUCKETINGS),
-            {
-                "default": "square",
-                "tooltip": "square: every image is cropped to resolution × resolution. aspect: images keep about their"
-                " shape, sorted into sizes of at most that area; a batch has images of one size.",
-            },
+        "bucketing": choice(
+            BUCKETINGS,
+            "square",
+            "square: every image is cropped to resolution × resolution. aspect: images keep about their"
+            " shape, sorted into sizes of at most that area; a batch has images of one size.",
         ),
-        "bucket_step": (
-            "INT",
-            {
-                "default": 64,
-                "min": 8,
-                "max": 512,
-                "step": 8,
-                "tooltip": "With bucketing 'aspect': sides are multiples of this, in pixels. 64 is usual; 32 crops less"
-                " and makes more sizes.",
-            },
+        "bucket_step": count(
+            64,
+            8,
+            512,
+            "With bucketing 'aspect': sides are multiples of this, in pixels. 64 is usual; 32 crops less"
+            " and makes more sizes.",
+            step=8,
         ),
-        "max_aspect": (
-            "FLOAT",
-            {
-                "default": 2.0,
-                "min": 1.0,
-                "max": 8.0,
-                "step": 0.1,
-                "tooltip": "With bucketing 'aspect': long side over short side of the longest sizes; 2 is usual. Longer"
-                " images are cropped to it.",
-            },
+        "max_aspect": number(
+            2.0,
+            8.0,
+            0.1,
+            "With bucketing 'aspect': long side over short side of the longest sizes; 2 is usual. Longer"
+            " images are cropped to it.",
+            minimum=1.0,
+            rounding=None,
         ),
-        "resolutions": (
-            "STRING",
-            {
-                "default": "",
-                "tooltip": "Further resolutions in pixels, separated by commas ('768, 1024'): every image is trained at"
-                " each of them as well. Empty: only the one above.",
-            },
+        "resolutions": line(
+            "",
+            "Further resolutions in pixels, separated by commas ('768, 1024'): every image is trained at"
+            " each of them as well. Empty: only the one above.",
         ),
-        "no_upscale": (
-            "BOOLEAN",
-            {
-                "default": False,
-                "tooltip": "With bucketing 'aspect': images smaller than their size are not enlarged, they are cropped"
-                " to a smaller one (multiples of bucket_step).",
-            },
+        "no_upscale": switch(
+            False,
+            "With bucketing 'aspect': images smaller than their size are not enlarged, they are cropped"
+            " to a smaller one (multiples of bucket_step).",
         ),
     }
 
 
 def _mask_inputs() -> dict[str, Any]:
     return {
-        "alpha": (
-            list(ALPHAS),
-            {
-                "default": "white",
-                "tooltip": "white: transparency is laid on white and trained like the rest. mask: the same, and"
-                " transparent parts do not count in the loss; a grey file ink.mask.png or ink-masklabel.png beside"
-                " ink.png, of its size, takes the place of its transparency (white counts).",
-            },
+        "alpha": choice(
+            ALPHAS,
+            "white",
+            "white: transparency is laid on white and trained like the rest. mask: the same, and"
+            " transparent parts do not count in the loss; a grey file ink.mask.png or ink-masklabel.png beside"
+            " ink.png, of its size, takes the place of its transparency (white counts).",
         ),
         "mask_floor": _MASK_FLOOR,
     }
@@ -300,14 +267,10 @@ def _batch_inputs() -> dict[str, Any]:
             "IMAGE",
             {"tooltip": "Images to train on, taken in the size they have; sides must be multiples of 8 px."},
         ),
-        "captions": (
-            "STRING",
-            {
-                "default": "",
-                "multiline": True,
-                "tooltip": "A line for each image, in their order, or one line for all of them. An empty line is an"
-                " empty caption.",
-            },
+        "captions": text(
+            "",
+            "A line for each image, in their order, or one line for all of them. An empty line is an empty caption.",
+            multiline=True,
         ),
         "vae": _VAE,
         "clip": _CLIP,
@@ -323,22 +286,12 @@ def _more_batch_inputs() -> dict[str, Any]:
                 " all. Load Image gives 1 for transparent: put Invert Mask between to train what is opaque.",
             },
         ),
-        "repeats": (
-            "INT",
-            {
-                "default": 1,
-                "min": 1,
-                "max": 10_000,
-                "tooltip": "How often each image counts in an epoch; 1, or more to weigh it against the other dataset.",
-            },
+        "repeats": count(
+            1, 1, 10_000, "How often each image counts in an epoch; 1, or more to weigh it against the other dataset."
         ),
         "flips": _FLIPS,
-        "name": (
-            "STRING",
-            {
-                "default": "graph_images",
-                "tooltip": "Folder inside models/datasets that keeps the encoded images; several nodes may share one.",
-            },
+        "name": line(
+            "graph_images", "Folder inside models/datasets that keeps the encoded images; several nodes may share one."
         ),
         "dataset": (
             "D2F_DATASET",

@@ -6,19 +6,18 @@ from typing import Any
 
 from ..hosts import current
 from .errors import names_node
+from .widgets import choice, number
 
 CATEGORY = "Diff2Flow"
 NO_LORA = "None"
 
-_STRENGTH = (
-    "FLOAT",
-    {
-        "default": 1.0,
-        "min": -10.0,
-        "max": 10.0,
-        "step": 0.05,
-        "tooltip": "How much of the LoRA is added, without unit. 1 is what was trained, 0 changes nothing.",
-    },
+_STRENGTH = number(
+    1.0,
+    10.0,
+    0.05,
+    "How much of the LoRA is added, without unit. 1 is what was trained, 0 changes nothing.",
+    minimum=-10.0,
+    rounding=None,
 )
 
 
@@ -44,9 +43,10 @@ class Diff2FlowCheckpointLoader:
                     host.names("checkpoints"),
                     {"tooltip": "A Stable Diffusion 1.x, 2.x or SDXL checkpoint from the folder 'checkpoints'."},
                 ),
-                "lora_name": (
-                    [NO_LORA, *host.names("loras")],
-                    {"default": NO_LORA, "tooltip": "A LoRA from the folder 'loras'; None loads the checkpoint alone."},
+                "lora_name": choice(
+                    (NO_LORA, *host.names("loras")),
+                    NO_LORA,
+                    "A LoRA from the folder 'loras'; None loads the checkpoint alone.",
                 ),
                 "lora_strength": _STRENGTH,
             }

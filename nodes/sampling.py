@@ -9,43 +9,39 @@ from ..hosts.checks import require_finite_latent
 from ..hosts.choice import PREDICTIONS, START_CHOICES, SWITCH, choose_flow, flow_of
 from ..samplers import SHAPES, SOLVERS
 from .errors import names_node
+from .widgets import choice, count, number, seed
 
 CATEGORY = "Diff2Flow/sampling"
 
-_START_TOOLTIP = (
+_START = choice(
+    START_CHOICES,
+    "auto",
     "Where sampling begins. terminal: at the last timestep that the base model was trained on (right for a checkpoint"
     " as it is). noise: at flow time 0, pure noise (right for a LoRA trained over the full range; repairs black and"
-    " white images). auto: what the LoRA's metadata says, terminal without one."
+    " white images). auto: what the LoRA's metadata says, terminal without one.",
 )
-_DENOISE = (
-    "FLOAT",
-    {
-        "default": 1.0,
-        "min": 0.01,
-        "max": 1.0,
-        "step": 0.01,
-        "tooltip": "Part of the path that is walked, 0.01 to 1. 1: from noise. Below 1: from the given image with noise"
-        " added (image to image); 0.4 to 0.7 keeps the composition. All the steps are spent on that part.",
-    },
+_DENOISE = number(
+    1.0,
+    1.0,
+    0.01,
+    "Part of the path that is walked, 0.01 to 1. 1: from noise. Below 1: from the given image with noise"
+    " added (image to image); 0.4 to 0.7 keeps the composition. All the steps are spent on that part.",
+    minimum=0.01,
+    rounding=None,
 )
-_STEPS = (
-    "INT",
-    {
-        "default": 8,
-        "min": 1,
-        "max": 10000,
-        "tooltip": "Steps of the solver. A checkpoint as it is wants about 25; a reflowed LoRA 1 to 4; connect"
-        " Diff2Flow LoRA Loader's output to use what the LoRA recommends.",
-    },
+_STEPS = count(
+    8,
+    1,
+    10000,
+    "Steps of the solver. A checkpoint as it is wants about 25; a reflowed LoRA 1 to 4; connect"
+    " Diff2Flow LoRA Loader's output to use what the LoRA recommends.",
 )
-_SOLVER = (
-    list(SOLVERS),
-    {
-        "default": "euler",
-        "tooltip": "How the path is followed. Network evaluations a step: euler 1, ab2 1, midpoint 2, heun 2, rk4 4;"
-        " dopri5 7 or more, as many as its tolerances ask for: give it 4 to 10 steps. euler is right for straightened"
-        " (reflowed) models.",
-    },
+_SOLVER = choice(
+    SOLVERS,
+    "euler",
+    "How the path is followed. Network evaluations a step: euler 1, ab2 1, midpoint 2, heun 2, rk4 4;"
+    " dopri5 7 or more, as many as its tolerances ask for: give it 4 to 10 steps. euler is right for straightened"
+    " (reflowed) models.",
 )
 
 
@@ -66,33 +62,27 @@ class Diff2FlowModel:
         return {
             "required": {
                 "model": ("MODEL", {"tooltip": "A Stable Diffusion 1.x, 2.x or SDXL model, with or without LoRAs."}),
-                "prediction": (
-                    list(PREDICTIONS),
-                    {
-                        "default": "auto",
-                        "tooltip": "What the network predicts: eps (SD1.x, SDXL) or v (SD2.x 768, v-pred SDXL)."
-                        " auto: as ComfyUI recognised the checkpoint.",
-                    },
+                "prediction": choice(
+                    PREDICTIONS,
+                    "auto",
+                    "What the network predicts: eps (SD1.x, SDXL) or v (SD2.x 768, v-pred SDXL)."
+                    " auto: as ComfyUI recognised the checkpoint.",
                 ),
-                "zero_terminal_snr": (
-                    list(SWITCH),
-                    {
-                        "default": "auto",
-                        "tooltip": "Noise schedule rescaled so that the last timestep is pure noise. auto: as the"
-                        " checkpoint says. on: only for v models trained that way. off: the plain schedule.",
-                    },
+                "zero_terminal_snr": choice(
+                    SWITCH,
+                    "auto",
+                    "Noise schedule rescaled so that the last timestep is pure noise. auto: as the"
+                    " checkpoint says. on: only for v models trained that way. off: the plain schedule.",
                 ),
-                "start": (list(START_CHOICES), {"default": "auto", "tooltip": _START_TOOLTIP}),
-                "shift": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.01,
-                        "max": 100.0,
-                        "step": 0.01,
-                        "tooltip": "Time shift, without unit. 1: even steps. Above 1: more steps near the noise"
-                        " (composition), 1 to 3 are usual; below 1: more near the image (detail).",
-                    },
+                "start": _START,
+                "shift": number(
+                    1.0,
+                    100.0,
+                    0.01,
+                    "Time shift, without unit. 1: even steps. Above 1: more steps near the noise"
+                    " (composition), 1 to 3 are usual; below 1: more near the image (detail).",
+                    minimum=0.01,
+                    rounding=None,
                 ),
             }
         }
@@ -131,32 +121,19 @@ class Diff2FlowSampler:
                         " is below 1."
                     },
                 ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "control_after_generate": True,
-                        "tooltip": "Seed of the noise; the same seed gives the same noise as KSampler.",
-                    },
-                ),
+                "seed": seed("Seed of the noise; the same seed gives the same noise as KSampler.", drawn_anew=True),
                 "steps": _STEPS,
-                "cfg": (
-                    "FLOAT",
-                    {
-                        "default": 7.0,
-                        "min": 0.0,
-                        "max": 100.0,
-                        "step": 0.1,
-                        "round": 0.01,
-                        "tooltip": "Classifier-free guidance scale. 5 to 8 for a checkpoint as it is, 1 to 2 for a"
-                        " reflowed LoRA; at 1 the negative prompt is not computed and a step costs half.",
-                    },
+                "cfg": number(
+                    7.0,
+                    100.0,
+                    0.1,
+                    "Classifier-free guidance scale. 5 to 8 for a checkpoint as it is, 1 to 2 for a"
+                    " reflowed LoRA; at 1 the negative prompt is not computed and a step costs half.",
+                    rounding=0.01,
                 ),
                 "solver": _SOLVER,
                 "denoise": _DENOISE,
-                "start": (list(START_CHOICES), {"default": "auto", "tooltip": _START_TOOLTIP}),
+                "start": _START,
             }
         }
 
@@ -215,21 +192,12 @@ class Diff2FlowSolver:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        tolerance = {"min": 1e-7, "max": 0.1, "step": 1e-7, "round": False}
         return {
             "required": {
                 "solver": _SOLVER,
-                "rtol": (
-                    "FLOAT",
-                    {"default": RTOL, **tolerance, "tooltip": "dopri5 only: relative error allowed a step."},
-                ),
-                "atol": (
-                    "FLOAT",
-                    {
-                        "default": ATOL,
-                        **tolerance,
-                        "tooltip": "dopri5 only: absolute error allowed a step, in latent units.",
-                    },
+                "rtol": number(RTOL, 0.1, 1e-7, "dopri5 only: relative error allowed a step.", minimum=1e-7),
+                "atol": number(
+                    ATOL, 0.1, 1e-7, "dopri5 only: absolute error allowed a step, in latent units.", minimum=1e-7
                 ),
             }
         }
@@ -257,13 +225,11 @@ class Diff2FlowSigmas:
             "required": {
                 "model": ("MODEL", {"tooltip": "The same model that goes into the sampler."}),
                 "steps": _STEPS,
-                "shape": (
-                    list(SHAPES),
-                    {
-                        "default": "uniform",
-                        "tooltip": "How the steps are spread over flow time. uniform: evenly; cosine: closer together"
-                        " near the noise; u_shaped: closer together at both ends.",
-                    },
+                "shape": choice(
+                    SHAPES,
+                    "uniform",
+                    "How the steps are spread over flow time. uniform: evenly; cosine: closer together"
+                    " near the noise; u_shaped: closer together at both ends.",
                 ),
                 "denoise": _DENOISE,
             }

@@ -15,7 +15,7 @@ from ..training.run_folder import RESUME
 from ..training.settings import OptimizerSettings, TrainSettings
 from .errors import names_node
 from .training_options import WatchConfig
-from .widgets import choice, count, number, switch
+from .widgets import choice, count, line, number, seed, switch
 
 CATEGORY = "Diff2Flow/training"
 RUNS = "diff2flow"
@@ -133,64 +133,42 @@ def _train_inputs() -> dict[str, Any]:
             },
         ),
         "lora": ("D2F_LORA", {"tooltip": "From Diff2Flow LoRA Config: which layers are trained."}),
-        "objective": (
-            list(OBJECTIVES),
-            {
-                "default": "diff2flow",
-                "tooltip": "What is minimised. diff2flow: the flow matching loss through the aligned network."
-                " flow_matching: the same without alignment, for comparison (needs Diff2Flow nodes to sample)."
-                " diffusion: the checkpoint's own eps or v loss, for comparison.",
-            },
+        "objective": choice(
+            OBJECTIVES,
+            "diff2flow",
+            "What is minimised. diff2flow: the flow matching loss through the aligned network."
+            " flow_matching: the same without alignment, for comparison (needs Diff2Flow nodes to sample)."
+            " diffusion: the checkpoint's own eps or v loss, for comparison.",
         ),
-        "steps": (
-            "INT",
-            {
-                "default": 1000,
-                "min": 1,
-                "max": 10_000_000,
-                "tooltip": "Optimizer steps. 500 to 3000 for a style or subject, about 50 to 100 per image at batch 1.",
-            },
+        "steps": count(
+            1000,
+            1,
+            10_000_000,
+            "Optimizer steps. 500 to 3000 for a style or subject, about 50 to 100 per image at batch 1.",
         ),
-        "batch_size": (
-            "INT",
-            {
-                "default": 1,
-                "min": 1,
-                "max": 4096,
-                "tooltip": "Images a step, in one call of the network, each with its own caption and time. 1 fits"
-                " SD1.x at 512 px into 8 GB; 4 or more trains more steadily where memory allows.",
-            },
+        "batch_size": count(
+            1,
+            1,
+            4096,
+            "Images a step, in one call of the network, each with its own caption and time. 1 fits"
+            " SD1.x at 512 px into 8 GB; 4 or more trains more steadily where memory allows.",
         ),
-        "learning_rate": (
-            "FLOAT",
-            {
-                "default": 1e-4,
-                "min": 1e-9,
-                "max": 1.0,
-                "step": 1e-6,
-                "round": False,
-                "tooltip": "Learning rate of AdamW, without unit. 1e-4 for a LoRA at alpha = rank; 2e-5 to 5e-5 for the"
-                " paper's presets; lower it if the loss jumps.",
-            },
+        "learning_rate": number(
+            1e-4,
+            1.0,
+            1e-6,
+            "Learning rate of AdamW, without unit. 1e-4 for a LoRA at alpha = rank; 2e-5 to 5e-5 for the"
+            " paper's presets; lower it if the loss jumps.",
+            minimum=1e-9,
         ),
-        "seed": (
-            "INT",
-            {
-                "default": 0,
-                "min": 0,
-                "max": 0xFFFFFFFFFFFFFFFF,
-                "control_after_generate": False,
-                "tooltip": "Seed of order, noise, times and the LoRA's first weights. On the CPU the same seed trains"
-                " the same LoRA to the bit.",
-            },
+        "seed": seed(
+            "Seed of order, noise, times and the LoRA's first weights. On the CPU the same seed trains"
+            " the same LoRA to the bit."
         ),
-        "output_name": (
-            "STRING",
-            {
-                "default": "my_lora",
-                "tooltip": "Name of the LoRA in the folder 'loras', without ending; subfolders are allowed"
-                " ('styles/ink'). Where it exists, the new one is numbered: my_lora_00002.",
-            },
+        "output_name": line(
+            "my_lora",
+            "Name of the LoRA in the folder 'loras', without ending; subfolders are allowed"
+            " ('styles/ink'). Where it exists, the new one is numbered: my_lora_00002.",
         ),
     }
 

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 Widget = tuple[Any, dict[str, Any]]
 
 
-def number(default: float, maximum: float, step: float, tooltip: str, minimum: float = 0.0) -> Widget:
-    """A FLOAT that is not rounded."""
-    return (
-        "FLOAT",
-        {"default": default, "min": minimum, "max": maximum, "step": step, "round": False, "tooltip": tooltip},
-    )
+def number(
+    default: float, maximum: float, step: float, tooltip: str, minimum: float = 0.0, rounding: float | None = False
+) -> Widget:
+    """A FLOAT, by default not rounded; `rounding` is the unit it is rounded to, None leaves that to the page."""
+    rounded = {} if rounding is None else {"round": rounding}
+    return ("FLOAT", {"default": default, "min": minimum, "max": maximum, "step": step, **rounded, "tooltip": tooltip})
 
 
-def count(default: int, minimum: int, maximum: int, tooltip: str) -> Widget:
+def count(default: int, minimum: int, maximum: int, tooltip: str, step: int | None = None) -> Widget:
     """An INT."""
-    return ("INT", {"default": default, "min": minimum, "max": maximum, "tooltip": tooltip})
+    steps = {} if step is None else {"step": step}
+    return ("INT", {"default": default, "min": minimum, "max": maximum, **steps, "tooltip": tooltip})
 
 
-def choice(names: Sequence[str], default: str, tooltip: str) -> Widget:
+def choice(names: Iterable[str], default: str, tooltip: str) -> Widget:
     """One of several names."""
     return (list(names), {"default": default, "tooltip": tooltip})
 
@@ -37,11 +38,16 @@ def text(default: str, tooltip: str, multiline: bool = False) -> Widget:
     return ("STRING", {"default": default, "multiline": multiline, "tooltip": tooltip})
 
 
-def seed(tooltip: str) -> Widget:
-    """A seed that stays as it is."""
+def line(default: str, tooltip: str) -> Widget:
+    """A STRING of one line, such as a name."""
+    return ("STRING", {"default": default, "tooltip": tooltip})
+
+
+def seed(tooltip: str, drawn_anew: bool = False) -> Widget:
+    """A seed that stays as it is, or that the page draws anew after every run."""
     return (
         "INT",
-        {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": False, "tooltip": tooltip},
+        {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": drawn_anew, "tooltip": tooltip},
     )
 
 

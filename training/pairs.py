@@ -22,7 +22,7 @@ from ..files import written_whole
 from . import draws
 from .images import named
 from .records import Records
-from .shards import DIGEST, content_digest, require_whole
+from .shards import DIGEST, content_digest, kept_open, require_whole
 
 _LOG = logging.getLogger(__name__)
 DAMAGED = ("skip", "refuse")
@@ -30,7 +30,6 @@ MANIFEST = "manifest.json"
 _PATTERN = "pairs-*.safetensors"
 _IDENTITY = "identity"
 _PROBE = 8
-_OPEN_AT_MOST = 32
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class PairStore:
         self._paths: list[Path] = []
         self._shard = torch.full((count,), -1, dtype=torch.int32)
         self._row = torch.zeros(count, dtype=torch.int32)
-        self._open: OrderedDict[int, _Opened] = OrderedDict()
+        self._open: OrderedDict[Path, _Opened] = OrderedDict()
         self._verified: set[Path] = set()
         self._records = Records(folder / "verified.json")
         self.damaged: dict[str, str] = {}
@@ -237,16 +236,7 @@ class PairStore:
         number = int(self._shard[pair])
         if number < 0:
             raise KeyError(pair)
-        return self._opened_shard(number)
-
-    def _opened_shard(self, number: int) -> _Opened:
-        """An open shard; the ones used last stay open."""
-        if number not in self._open:
-            self._open[number] = self._opened_first(self._paths[number])
-            if len(self._open) > _OPEN_AT_MOST:
-                self._open.popitem(last=False)
-        self._open.move_to_end(number)
-        return self._open[number]
+        return kept_open(self._open, self._paths[number], self._opened_first)
 
     def _opened_first(self, path: Path) -> _Opened:
         try:

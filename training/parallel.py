@@ -1,8 +1,7 @@
-"""Data-parallel training under `accelerate launch`: who this process is, and averages over all of them."""
+"""Data-parallel training under `accelerate launch`: this run's processes, and averages over all of them."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .launch import launched
+
 _STEP_PATIENCE = timedelta(minutes=30)
 """How long a process that does not answer within a step is waited for."""
 _WRITER_PATIENCE = timedelta(days=7)
 """The same while one process does what is done once, such as encoding a large folder."""
-_COUNTS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 class ProcessLostError(RuntimeError):
@@ -94,23 +94,6 @@ class Processes:
         yield
         if self.is_writer:
             self.wait()
-
-
-def launched() -> bool:
-    """Whether this process is one of several started by `accelerate launch`, torchrun or mpirun."""
-    return any(int(os.environ.get(name) or "1") > 1 for name in _COUNTS)
-
-
-def launched_alone() -> bool:
-    """Whether `accelerate launch` was asked for several processes and started one: it does so without several GPUs."""
-    return not launched() and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
-
-
-def local_device(name: str) -> str:
-    """The device of this process: of several on a machine, each has its own GPU ("cuda" → "cuda:1")."""
-    if not launched() or name in ("cpu", "mps") or ":" in name:
-        return name
-    return f"{name}:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def joined(device: torch.device) -> Processes:

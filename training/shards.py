@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ DIGEST = "sha256"
 _OPEN_AT_MOST = 32
 _PART_HOURS = 24.0
 """Half-written shards older than this are what a killed process left."""
+File = TypeVar("File")
 
 
 class ShardStore:
@@ -117,13 +118,7 @@ class ShardStore:
         self._records.save()
 
     def _opened(self, path: Path) -> Any:
-        """An open shard; the ones used last stay open."""
-        if path not in self._open:
-            self._open[path] = self._opened_first(path)
-            if len(self._open) > _OPEN_AT_MOST:
-                self._open.popitem(last=False)
-        self._open.move_to_end(path)
-        return self._open[path]
+        return kept_open(self._open, path, self._opened_first)
 
     def _opened_first(self, path: Path) -> Any:
         from safetensors import safe_open
@@ -173,6 +168,16 @@ class Stores:
             if key in store:
                 return store
         raise KeyError(key)
+
+
+def kept_open(files: OrderedDict[Path, File], path: Path, opened: Callable[[Path], File]) -> File:
+    """The open file of a path, by `opened` where `files` does not have it; the 32 used last stay in `files`."""
+    if path not in files:
+        files[path] = opened(path)
+        if len(files) > _OPEN_AT_MOST:
+            files.popitem(last=False)
+    files.move_to_end(path)
+    return files[path]
 
 
 def _keys(path: Path) -> list[str]:

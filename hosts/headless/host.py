@@ -41,7 +41,7 @@ class HeadlessHost:
         """The device; HostError if there is none of that name."""
         import torch
 
-        from ...training.parallel import local_device
+        from ...training.launch import local_device
 
         try:
             device = torch.device(local_device(self._device_name))
