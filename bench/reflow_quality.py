@@ -30,6 +30,7 @@ from ..nodes import NODE_CLASS_MAPPINGS
 from . import digits, tiny_prior
 from .dpm_solver import dpm_solver
 from .judging import Judge, save_picture
+from .reflow_table import markdown
 from .summary import summary
 
 log = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ class Bench:
 
 
 def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds: list[int]) -> Path:
-    """Runs what is not done yet and writes out/reflow_quality.json of all runs that are.
+    """Runs what is not done yet and writes out/reflow_quality.json and .md of all runs that are.
 
     Args:
         models: models folder.
@@ -210,8 +211,7 @@ def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds:
         methods: of METHODS.
         seeds: of the runs.
     """
-    key = json.loads(json.dumps(asdict(setting)))
-    bench, path = Bench(models, out / "work", setting), out / "reflow_quality.json"
+    key, bench = json.loads(json.dumps(asdict(setting))), Bench(models, out / "work", setting)
     if set(methods) - set(BASES):
         bench.pairs()
     for method, seed in ((method, seed) for seed in seeds for method in methods):
@@ -220,9 +220,18 @@ def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds:
             result = {"setting": key, "name": f"{method}/{seed}", "result": bench.run(method, seed)}
             _write(file, result)
             log.info("%s", json.dumps(result))
-        runs = dict(_done(out / "runs", key))
-        _write(path, {"setting": key, "runs": runs, "summary": summary(runs)})
-    return path
+        collected(out, key)
+    return out / "reflow_quality.json"
+
+
+def collected(out: Path, setting: dict[str, Any]) -> None:
+    """Writes reflow_quality.json of all runs that are done, and reflow_quality.md where none is missing for it."""
+    runs = dict(_done(out / "runs", setting))
+    means = summary(runs)
+    _write(out / "reflow_quality.json", {"setting": setting, "runs": runs, "summary": means})
+    if {"base Euler", "base DPM-Solver++", "fast"} <= set(means):
+        with written_whole(out / "reflow_quality.md") as temporary:
+            temporary.write_text(markdown(setting, means), encoding="utf-8")
 
 
 def _done(folder: Path, setting: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
