@@ -1,0 +1,79 @@
+"""Whether negative prompts still work after reflow: `python -m diff2flow_nodes.bench.reflow_negatives`.
+
+Samples without a prompt, once without a negative and once with a digit as the negative, at CFG 2 and from the same
+noise: how many are read as that digit. Uses the LoRAs that `reflow_quality` has trained (seed 0).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import written_whole
+from ..hosts import use
+from ..hosts.headless.host import HeadlessHost
+from ..nodes import NODE_CLASS_MAPPINGS
+from . import classifier, digits, tiny_prior
+
+log = logging.getLogger(__name__)
+_EACH, _CFG = 30, 2.0
+_MODELS = {
+    "base, 25 steps": ("", 25),
+    "fast, 4 steps": ("fast_0.safetensors", 4),
+    "fast without caption dropout, 4 steps": ("fast_no_caption_dropout_0.safetensors", 4),
+    "paper, 4 steps": ("paper_0.safetensors", 4),
+}
+
+
+def shares(host: HeadlessHost, prior: str, lora: str, steps: int) -> dict[str, float]:
+    """Share read as a digit without it as the negative, and with it; the mean over the digits.
+
+    Args:
+        host: with the models.
+        prior: the checkpoint's name.
+        lora: a LoRA's name, "" for none.
+        steps: of the sampling.
+    """
+    model, clip, vae = host.load_checkpoint(prior)
+    if lora:
+        model = NODE_CLASS_MAPPINGS["Diff2FlowLoraLoader"]().load(model, lora, 1.0)[0]
+    empty = host.encode_text(clip, "")
+    found = {"without": 0.0, "with": 0.0}
+    for digit in range(len(digits.WORDS)):
+        negatives = {"without": empty, "with": host.encode_text(clip, digits.caption(digit))}
+        for name, negative in negatives.items():
+            read = classifier.classify(host.decode_image(vae, _drawn(model, empty, negative, steps, digit)))
+            found[name] += float((read == digit).float().mean()) / len(digits.WORDS)
+    return found
+
+
+def _drawn(model: Any, positive: Any, negative: Any, steps: int, seed: int) -> Any:
+    latent = {"samples": torch.zeros(_EACH, 4, digits.SIZE // 8, digits.SIZE // 8)}
+    sample = NODE_CLASS_MAPPINGS["Diff2FlowSampler"]().sample
+    return sample(model, positive, negative, latent, 500 + seed, steps, _CFG, "euler", 1.0, "auto")[0]["samples"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m diff2flow_nodes.bench.reflow_negatives")
+    parser.add_argument("--models", type=Path, required=True, help="models folder with the prior and the LoRAs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the result")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    host = HeadlessHost(options.models, options.out / "input", options.out / "output")
+    use(host)
+    prior = tiny_prior.ensure_narrow("bench", options.models).name
+    found = {name: shares(host, prior, *each) for name, each in _MODELS.items()}
+    path = options.out / "reflow_negatives.json"
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps({"samples": _EACH * len(digits.WORDS), "cfg": _CFG, **found}, indent=1))
+    log.info("%s", path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
