@@ -39,6 +39,8 @@ BASES = ("base Euler", "base DPM-Solver++", UNGUIDED)
 STUDENTS: dict[str, dict[str, Any]] = {
     "paper": {"recipe": "paper"},
     "fast": {"recipe": "fast"},
+    "fast, velocity weighting": {"recipe": "fast", "weighting": "velocity"},
+    "fast, clamped weighting": {"recipe": "fast", "weighting": "clamped"},
     "fast, no caption dropout": {"recipe": "fast", "caption_dropout": 0.0},
     "fast, all pairs": {"recipe": "fast", "drop_worst": 0.0},
     "fast, consistency": {"recipe": "fast", "consistency": 0.25},

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..training.objective import ObjectiveSettings
+from ..training.objective import WEIGHTINGS, ObjectiveSettings
 from ..training.recipes import DROPPED, RECIPES, WINDOWS
 from .errors import names_node
 from .widgets import choice, count, number
+
+AS_RECIPE = "recipe"
 
 
 class Diff2FlowReflowRecipe:
@@ -33,6 +35,7 @@ class Diff2FlowReflowRecipe:
         self,
         recipe: str,
         caption_dropout: float = 0.1,
+        weighting: str = AS_RECIPE,
         drop_worst: float = DROPPED,
         consistency: float = 0.0,
         windows: int = WINDOWS,
@@ -49,7 +52,8 @@ class Diff2FlowReflowRecipe:
         else:
             dropped = drop_worst if recipe == "fast" else 0.0
             reflow = replace(chosen.reflow, drop_worst=dropped, consistency=consistency)
-        return (replace(chosen, caption_dropout=caption_dropout, reflow=reflow),)
+        weighting = chosen.weighting if weighting == AS_RECIPE else weighting
+        return (replace(chosen, caption_dropout=caption_dropout, weighting=weighting, reflow=reflow),)
 
 
 def _recipe() -> Any:
@@ -73,6 +77,13 @@ def _pair_inputs() -> dict[str, Any]:
             0.05,
             "Share of items trained without their caption, 0 to 1. 0.1 keeps negative prompts and a CFG of 1 to 2"
             " working after reflow; 0 if the LoRA is only used at CFG 1.",
+        ),
+        "weighting": choice(
+            (AS_RECIPE, *WEIGHTINGS),
+            AS_RECIPE,
+            "Weight of the error over time. recipe: as the recipe has it (fast and windows: eps, paper: velocity)."
+            " velocity: more weight on the very start of the path; for recipe fast it makes 1 and 2 steps cleaner."
+            " clamped: between the two. eps: every time like the noise error that the checkpoint was trained on.",
         ),
         "drop_worst": number(
             DROPPED,

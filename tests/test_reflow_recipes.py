@@ -140,6 +140,7 @@ def test_recipes_are_complete_and_say_where_sampling_starts(host):
         "eps",
     )
     assert fast.reflow.drop_worst == 0.1 and fast.caption_dropout == 0.1
+    assert Diff2FlowReflowRecipe().build("fast", weighting="velocity")[0].weighting == "velocity"
     [paper] = Diff2FlowReflowRecipe().build("paper", drop_worst=0.5, consistency=0.2)
     assert (paper.loss, paper.time_distribution, paper.t_range, paper.weighting) == (
         "l2",
