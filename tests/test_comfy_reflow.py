@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comfy_graphs import Graph, base, node, reflow
+from comfy_graphs import Graph, base, diff2flow, ksampler, node, reflow, saved, stock_flow
 from comfy_server import ComfyServer, comfy_dir
-from test_comfy_host import pixels
+from test_comfy_host import pixels, record
 
 from diff2flow_nodes.bench.random_prior import build_random
 
@@ -25,6 +25,10 @@ RECIPES = {
     "paper": {"recipe": "paper"},
     "windows": {"recipe": "windows", "windows": 2, "window_steps": 2},
 }
+LOUD = {"steps": 30, "batch_size": 4, "learning_rate": 0.003}
+"""Of a training that can be seen."""
+STOCK = ("LoraLoader", "LoraLoaderModelOnly")
+OTHERS = (*STOCK, "patched")
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +88,72 @@ def test_from_pairs_to_a_grid_of_steps(server: ComfyServer, recipe: str) -> None
     assert drawn.shape == (2, 64, 64, 3) and drawn.std() > 5
     assert len(np.unique(pixels([grid]).reshape(-1, 3), axis=0)) > 100
     print(f"{recipe}: {texts['report']}")
+
+
+def four_steps(name: str, cfg: float, start: str) -> Graph:
+    """4 Euler steps from one seed: `ours`, each of STOCK, `patched`, and `base` without the LoRA.
+
+    `patched` is the stock LoraLoader and KSampler with Diff2Flow Model between, told where ours starts.
+    """
+    graph = loaded(name)
+    stock = {"model": ["ckpt", 0], "lora_name": f"{name}.safetensors", "strength_model": 1.0}
+    graph["LoraLoader_model"] = node("LoraLoader", clip=["ckpt", 1], strength_clip=1.0, **stock)
+    graph["LoraLoaderModelOnly_model"] = node("LoraLoaderModelOnly", **stock)
+    graph["ours_sample"] = diff2flow(["tuned", 0], steps=4, cfg=cfg)
+    graph["base_sample"] = diff2flow(["ckpt", 0], steps=4, cfg=cfg)
+    for loader in STOCK:
+        graph = stock_flow(graph, [f"{loader}_model", 0], f"{loader}_sample", steps=4, cfg=cfg)
+    flow = {"prediction": "auto", "zero_terminal_snr": "auto", "start": start, "shift": 1.0}
+    graph["flow"] = node("Diff2FlowModel", model=["LoraLoader_model", 0], **flow)
+    graph["patched_sample"] = ksampler(["flow", 0], steps=4, cfg=cfg, scheduler="simple")
+    for title in ("ours", "base", *OTHERS):
+        graph = saved(graph, f"{title}_sample", title)
+    return graph
+
+
+def compared(
+    server: ComfyServer, request: pytest.FixtureRequest, name: str, cfg: float, start: str = "terminal"
+) -> dict[str, float]:
+    """Differences in 1/255 between our sampler with the LoRA and the stock chains, and without it (effect)."""
+    files = server.run(four_steps(name, cfg, start))
+    images = {title: pixels(files[title]) for title in ("ours", "base", *OTHERS)}
+    assert all(image.shape == (2, 64, 64, 3) and image.std() > 5 for image in images.values())
+    apart = {title: np.abs(images[title] - images["ours"]) for title in ("base", *OTHERS)}
+    found = {"effect": float(apart["base"].mean()), "between_black_and_white": _grey(images["ours"])}
+    for title in OTHERS:
+        found |= {f"{title}_max": float(apart[title].max()), f"{title}_mean": float(apart[title].mean())}
+    record(request, **found)
+    return found
+
+
+def _grey(image: np.ndarray) -> float:
+    """Share of the values that are not at an end of the scale, where differences would not show."""
+    return float(((image > 0) & (image < 255)).mean())
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_a_fast_lora_gives_the_same_4_steps_through_stock_nodes(
+    server: ComfyServer, request: pytest.FixtureRequest, cfg: float
+) -> None:
+    """Stock models round the timestep to an integer, that is all the difference: 0.01/255 on average, at most 1/255."""
+    if not lora_file(server, "loud_fast").exists():
+        server.run(reflow(base(CHECKPOINT), RECIPES["fast"], "loud_fast", **LOUD))
+    found = compared(server, request, "loud_fast", cfg)
+    assert found["effect"] > 5.0 and found["between_black_and_white"] > 0.5
+    assert all(found[f"{title}_max"] <= 1.0 for title in OTHERS)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_a_paper_lora_through_stock_nodes_starts_elsewhere(
+    server: ComfyServer, request: pytest.FixtureRequest, cfg: float
+) -> None:
+    """Not the same images: ours starts at pure noise, as was trained, a stock model no earlier than t_min.
+
+    On these random weights that is 5/255 on average at CFG 1 and 3/255 at CFG 2, and up to 45/255. Diff2Flow Model
+    with start noise makes the stock KSampler start where ours does; without it a LoRA of recipe fast is the one for
+    stock nodes.
+    """
+    if not lora_file(server, "loud_paper").exists():
+        server.run(reflow(base(CHECKPOINT), RECIPES["paper"], "loud_paper", **LOUD))
+    found = compared(server, request, "loud_paper", cfg, "noise")
+    assert found["effect"] > 5.0 and found["patched_max"] <= 1.0
