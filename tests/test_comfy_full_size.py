@@ -2,7 +2,7 @@
 
     COMFYUI_DIR=path/to/ComfyUI D2F_FULL_SIZE=1 make test
 
-D2F_FULL_SIZE may be a folder: the checkpoint is kept there. It takes a minute and a half on two cores and 8 GB of memory.
+D2F_FULL_SIZE may be a folder: the checkpoint is kept there. It takes 90 seconds on two cores and 8 GB of memory.
 """
 
 from __future__ import annotations
