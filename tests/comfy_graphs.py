@@ -60,10 +60,10 @@ def ksampler(model: list[Any], steps: int = 8, latent: str = "latent", **changes
     )
 
 
-def stock_flow(graph: Graph, model: list[Any], name: str, steps: int = 4) -> Graph:
+def stock_flow(graph: Graph, model: list[Any], name: str, steps: int = 4, cfg: float = 3.0) -> Graph:
     """The graph with stock SamplerCustom (node `name`) on Diff2FlowSigmas and the stock euler."""
     sampler = node(
-        "SamplerCustom", model=model, add_noise=True, noise_seed=5, cfg=3.0, positive=["positive", 0],
+        "SamplerCustom", model=model, add_noise=True, noise_seed=5, cfg=cfg, positive=["positive", 0],
         negative=["negative", 0], sampler=[f"{name}_euler", 0], sigmas=[f"{name}_sigmas", 0],
         latent_image=["latent", 0],
     )  # fmt: skip
@@ -91,6 +91,24 @@ def training(graph: Graph, folder: str, output_name: str, steps: int = 3, **chan
             **inputs,
         ),
     }
+
+
+def reflow(graph: Graph, recipe: dict[str, Any], output_name: str, **changes: Any) -> Graph:
+    """The graph with pairs, recipe, LoRA config and the node `train`."""
+    inputs = {"objective": "diff2flow", "steps": 3, "batch_size": 2, "learning_rate": 0.0005, "seed": 0, **changes}
+    return {
+        **graph,
+        "pairs": node(
+            "Diff2FlowReflowPairs", model=["ckpt", 0], clip=["ckpt", 1], prompts="a handwritten three\na red {bar|dot}",
+            count=4, steps=4, cfg=3.0, seed=0, folder="pairs", negative="blurred", width=64, height=64,
+        ),
+        "recipe": node("Diff2FlowReflowRecipe", **recipe),
+        "lora": node("Diff2FlowLoraConfig", preset="light", rank=16, alpha=16.0),
+        "train": node(
+            "Diff2FlowTrain", model=["ckpt", 0], dataset=["pairs", 0], lora=["lora", 0], loss=["recipe", 0],
+            output_name=output_name, **inputs,
+        ),
+    }  # fmt: skip
 
 
 def sdxl(checkpoint: str, lora: str) -> Graph:

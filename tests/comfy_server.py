@@ -82,10 +82,10 @@ class ComfyServer:
             body = error.read()
         return json.loads(body) if body else {}
 
-    def memory(self) -> float:
-        """Resident memory of the server, MB."""
+    def memory(self, peak: bool = False) -> float:
+        """Resident memory of the server, MB: now, or the most that it has been."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+        return int(status.split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) / 1024
 
     def queue(self, prompt: dict[str, Any], client_id: str = "") -> str:
         """Queues an API-format prompt and returns its id."""
@@ -108,18 +108,24 @@ class ComfyServer:
 
     def run(self, prompt: dict[str, Any], client_id: str = "") -> dict[str, list[Path]]:
         """Image files by node id; AssertionError with ComfyUI's message if the prompt failed."""
+        return {node: self.files(out) for node, out in self.outputs(prompt, client_id).items()}
+
+    def outputs(self, prompt: dict[str, Any], client_id: str = "") -> dict[str, dict[str, Any]]:
+        """What each node shows on the page, by node id; AssertionError as for `run`."""
         entry = self.wait(self.queue(prompt, client_id))
         failure = failure_of(entry)
         if failure:
             raise AssertionError(f"{failure['node_type']}: {failure['exception_message']}\n{self.tail()}")
-        return {node: self._files(out.get("images", ())) for node, out in entry["outputs"].items()}
+        return entry["outputs"]
+
+    def files(self, output: dict[str, Any]) -> list[Path]:
+        """Image files among what a node shows."""
+        images = output.get("images", ())
+        return [self.base / i["type"] / i.get("subfolder", "") / i["filename"] for i in images]
 
     def tail(self, characters: int = 4000) -> str:
         """The end of the server's log."""
         return self.log.read_text(errors="replace")[-characters:]
-
-    def _files(self, images: Any) -> list[Path]:
-        return [self.base / i["type"] / i.get("subfolder", "") / i["filename"] for i in images]
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_SECONDS

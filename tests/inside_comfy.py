@@ -602,6 +602,21 @@ def check_reflow_teacher() -> dict[str, float]:
     return found
 
 
+def check_fingerprint() -> dict[str, str]:
+    """A model keeps its fingerprint while clones of it are sampled as flows, with LoRAs and without."""
+    from diff2flow_nodes.hosts import current
+
+    host, model = current(), network(stored=torch.float16)
+    tuned = host.apply_lora(model, None, kohya_lora(model, 1), 1.0, {"diff2flow.start": "noise"})[0]
+    flow = run_node("Diff2FlowModel", model, "auto", "auto", "auto", 3.0)[0]
+    before = [host.fingerprint(each) for each in (model, tuned, flow)]
+    assert len(set(before)) == 3, before
+    for sampled in (model, tuned, flow):
+        ours(sampled)
+        assert [host.fingerprint(each) for each in (model, tuned, flow)] == before
+    return {"model": before[0]}
+
+
 def check_reflow_pairs() -> dict[str, Any]:
     """The node under inference mode; a second run finds its pairs though the LoRA has been merged meanwhile."""
     from diff2flow_nodes.hosts import current

@@ -1,4 +1,4 @@
-"""ComfyUI's fingerprint of a model, without ComfyUI: the same before its patches are merged in and after."""
+"""ComfyUI's fingerprint of a model, without ComfyUI: the same whichever of its clones was sampled last."""
 
 import importlib.util
 from pathlib import Path
@@ -31,3 +31,27 @@ def test_loading_a_patched_model_does_not_change_its_fingerprint():
     assert fingerprint(patcher) == before
     patcher.backup.clear()
     assert fingerprint(patcher) != before
+
+
+def test_sampling_a_clone_as_a_flow_does_not_change_a_models_fingerprint():
+    """The clones share one network, and the sampling of the clone that was loaded last stands in it."""
+    fingerprint = _encoders().fingerprint
+    network, flow = _with_sampling(), _Sampling(0.5)
+    own = network.model_sampling
+    plain = SimpleNamespace(model=network, patches={}, backup={}, get_model_object=lambda _: own)
+    clone = SimpleNamespace(model=network, patches={}, backup={}, get_model_object=lambda _: flow)
+    before, flowing = fingerprint(plain), fingerprint(clone)
+    network.model_sampling = flow
+    assert fingerprint(plain) == before != flowing == fingerprint(clone)
+
+
+class _Sampling(nn.Module):
+    def __init__(self, sigma):
+        super().__init__()
+        self.register_buffer("sigmas", torch.full((4,), sigma))
+
+
+def _with_sampling():
+    network = nn.Sequential(nn.Linear(8, 8))
+    network.model_sampling = _Sampling(14.6)
+    return network

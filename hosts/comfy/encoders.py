@@ -9,6 +9,7 @@ from torch import Tensor
 from ..fingerprint import digest
 
 _MODULES = ("cond_stage_model", "first_stage_model")
+_SAMPLING = "model_sampling"
 _UNSET = ("text_projection.weight", "logit_scale")
 """Weights that SD1 checkpoints do not have: ComfyUI leaves in them what the memory held before."""
 
@@ -38,7 +39,16 @@ def fingerprint(thing: Any) -> str:
 def _weights(thing: Any, patcher: Any) -> dict[str, Tensor]:
     module = next((getattr(thing, name) for name in _MODULES if hasattr(thing, name)), None) or patcher.model
     weights = {**module.state_dict(), **_unpatched(patcher)}
-    return {name: weight for name, weight in weights.items() if not name.endswith(_UNSET)}
+    own = {name: weights[name] for name in weights if not name.startswith(f"{_SAMPLING}.")}
+    return {name: weight for name, weight in {**own, **_sampling(patcher)}.items() if not name.endswith(_UNSET)}
+
+
+def _sampling(patcher: Any) -> dict[str, Tensor]:
+    """Tables of a MODEL's own sampling: in the network that clones share, that of the clone sampled last may stand."""
+    if not hasattr(patcher.model, _SAMPLING):
+        return {}
+    tables = patcher.get_model_object(_SAMPLING).state_dict()
+    return {f"{_SAMPLING}.{name}": table for name, table in tables.items()}
 
 
 def _unpatched(patcher: Any) -> dict[str, Tensor]:
