@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 _PAPER, _TEXT = (246, 245, 242), (34, 37, 43)
-_GAP_SHARE, _TEXT_SHARE = 0.04, 0.11
+_GAP_SHARE, _TEXT_SHARE = 0.04, 0.14
 _SMALLEST_TEXT, _LARGEST_TEXT = 10, 40
 
 
@@ -27,7 +27,7 @@ def side_by_side(columns: Sequence[tuple[str, Tensor]]) -> Tensor:
     if len(shapes) != 1:
         raise ValueError(f"the columns must have one shape (B, h, w, 3), not {sorted(shapes)}")
     [(count, height, width, _)] = shapes
-    gap, font = max(2, round(_GAP_SHARE * width)), _font(width)
+    gap, font = max(2, round(_GAP_SHARE * width)), _font(width, [title for title, _ in columns])
     head = round(font.size * 1.6)
     page = Image.new("RGB", (len(columns) * (width + gap) + gap, head + count * (height + gap)), _PAPER)
     draw = ImageDraw.Draw(page)
@@ -41,5 +41,9 @@ def side_by_side(columns: Sequence[tuple[str, Tensor]]) -> Tensor:
     return made.unsqueeze(0)
 
 
-def _font(width: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(min(_LARGEST_TEXT, max(_SMALLEST_TEXT, round(_TEXT_SHARE * width))))
+def _font(width: int, titles: Sequence[str]) -> ImageFont.FreeTypeFont:
+    """As large as suits the width, and small enough for every title to stay within its column."""
+    wanted = min(_LARGEST_TEXT, max(_SMALLEST_TEXT, round(_TEXT_SHARE * width)))
+    font = ImageFont.load_default(wanted)
+    widest = max(font.getlength(title) for title in titles)
+    return font if widest <= 0.9 * width else ImageFont.load_default(max(6, wanted * 0.9 * width / widest))
