@@ -131,10 +131,12 @@ def finetune(job: Job, progress: Progress) -> Finetuned:
         for dataset in filter(None, (job.dataset, job.watch.held_out)):
             require_fit(job.backbone, dataset)
         require_suited(job.settings.objective.reflow, job.dataset, job.lora)
-        job = replace(job, dataset=_without_worst(job, progress))
+        processes = joined(job.backbone.device)
+        with processes.writer_first():
+            job = replace(job, dataset=_without_worst(job, progress))
         adapters = stack.enter_context(trainable(job.backbone, job.lora, job.settings.seed))
         stack.enter_context(checkpointed(job.backbone.module, job.settings.optimizer.checkpointing))
-        return _Session(job, adapters, progress, joined(job.backbone.device)).run()
+        return _Session(job, adapters, progress, processes).run()
 
 
 class _Session:
