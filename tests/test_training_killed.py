@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,17 @@ def _last(run: Path, kind: str) -> int:
     return max((entry["step"] for entry in _entries(run) if entry["kind"] == kind), default=0)
 
 
+def _begins(run: Path, since: float) -> list[int]:
+    """The steps at which sittings began that the log has since a time."""
+    return [entry["step"] for entry in _entries(run) if entry["kind"] == "begin" and entry["time"] > since]
+
+
+def _wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
 def _parts(folder: Path) -> int:
     return len(list(folder.rglob("*.part")))
 
@@ -59,10 +71,12 @@ def test_a_run_killed_twenty_times_loses_at_most_what_was_not_saved(tmp_path: Pa
         before, started = _last(run, "step"), time.time()
         process = processes.Process(target=killed_run.train, args=(folder, killed_run.SAVE_EVERY, 0.02))
         process.start()
-        time.sleep(draw.uniform(0.1, 0.9))
+        if draw.random() < 0.8:  # the rest is killed while it starts, how long that takes depends on the machine
+            _wait_for(lambda since=started: _begins(run, since))
+        time.sleep(draw.uniform(0.0, 0.4))
         process.kill()
         process.join()
-        begins = [entry["step"] for entry in _entries(run) if entry["kind"] == "begin" and entry["time"] > started]
+        begins = _begins(run, started)
         resumed += begins
         assert all(begin >= before - killed_run.SAVE_EVERY for begin in begins), (begins, before)
         assert len(states_in(run / "states")) <= killed_run.KEEP + 1
