@@ -19,15 +19,11 @@ from ..hosts import use
 from ..hosts.headless.host import HeadlessHost
 from ..nodes import NODE_CLASS_MAPPINGS
 from . import classifier, digits, tiny_prior
+from .reflow_quality import Setting, lora_name
 
 log = logging.getLogger(__name__)
 _EACH, _CFG = 30, 2.0
-_MODELS = {
-    "base, 25 steps": ("", 25),
-    "fast, 4 steps": ("fast_0.safetensors", 4),
-    "fast without caption dropout, 4 steps": ("fast_no_caption_dropout_0.safetensors", 4),
-    "paper, 4 steps": ("paper_0.safetensors", 4),
-}
+_STUDENTS = ("fast", "paper")
 
 
 def shares(host: HeadlessHost, prior: str, lora: str, steps: int) -> dict[str, float]:
@@ -67,8 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     host = HeadlessHost(options.models, options.out / "input", options.out / "output")
     use(host)
-    prior = tiny_prior.ensure_narrow("bench", options.models).name
-    found = {name: shares(host, prior, *each) for name, each in _MODELS.items()}
+    prior = tiny_prior.ensure_narrow(Setting().prior, options.models).name
+    found = {"base, 25 steps": shares(host, prior, "", 25)}
+    for method in _STUDENTS:
+        lora = f"{lora_name(method, 0, Setting())}.safetensors"
+        found[f"{method}, 4 steps"] = shares(host, prior, lora, 4)
     path = options.out / "reflow_negatives.json"
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps({"samples": _EACH * len(digits.WORDS), "cfg": _CFG, **found}, indent=1))
