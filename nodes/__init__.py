@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .datasets import Diff2FlowImageDataset, Diff2FlowImages
+from .depth_files import Diff2FlowDepthMetrics, Diff2FlowLoadDepth, Diff2FlowSaveDepth
 from .loading import Diff2FlowCheckpointLoader, Diff2FlowLoraLoader
 from .lora import Diff2FlowLoraConfig
 from .recipes import Diff2FlowReflowRecipe
@@ -21,6 +22,9 @@ NODES = {
     "Diff2Flow Sigmas": Diff2FlowSigmas,
     "Diff2Flow Steps Grid": Diff2FlowStepsGrid,
     "Diff2Flow Straightness": Diff2FlowStraightness,
+    "Diff2Flow Load Depth": Diff2FlowLoadDepth,
+    "Diff2Flow Save Depth": Diff2FlowSaveDepth,
+    "Diff2Flow Depth Metrics": Diff2FlowDepthMetrics,
     "Diff2Flow Image Dataset": Diff2FlowImageDataset,
     "Diff2Flow Images": Diff2FlowImages,
     "Diff2Flow Reflow Pairs": Diff2FlowReflowPairs,

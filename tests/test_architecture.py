@@ -18,14 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {
     "alignment": set(),
     "samplers": {"alignment"},
-    "training": {"samplers", "alignment", "files"},
+    "depth": {"files"},
+    "training": {"samplers", "alignment", "depth", "files"},
     "hosts": {"samplers", "alignment", "training", "files"},
-    "nodes": {"hosts", "training", "samplers", "alignment", "files"},
+    "nodes": {"hosts", "training", "depth", "samplers", "alignment", "files"},
 }
 HOST_ONLY = {"comfy": "hosts/comfy", "folder_paths": "hosts/comfy", "server": "hosts/comfy",
              "latent_preview": "hosts/comfy", "comfy_extras": "hosts/comfy",
              "diffusers": "hosts/headless", "transformers": "hosts/headless"}  # fmt: skip
-LAZY = ("peft", "diffusers", "transformers", "matplotlib", "torchdiffeq", "accelerate")
+LAZY = ("peft", "diffusers", "transformers", "matplotlib", "torchdiffeq", "accelerate", "OpenEXR", "h5py")
 
 
 def sources(room: str) -> Iterator[Path]:

@@ -1,0 +1,1 @@
+"""Depth: log-depth pictures, ensembles, metrics, colours, and depth files."""
