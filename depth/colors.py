@@ -8,6 +8,7 @@ from torch import Tensor
 
 _MAPS = {"spectral": "Spectral", "turbo": "turbo", "magma": "magma", "viridis": "viridis"}
 COLORS = ("grey", *_MAPS)
+POLARITIES = ("near_white", "near_black")
 
 
 def coloured(depth01: Tensor, name: str) -> Tensor:
@@ -32,3 +33,19 @@ def coloured(depth01: Tensor, name: str) -> Tensor:
 
     pixels = colormaps[_MAPS[name]](clipped.cpu().numpy())[..., :3].astype(numpy.float32)
     return torch.from_numpy(pixels).to(depth01.device)
+
+
+def shown_depth(depth: Tensor, polarity: str, colours: str) -> Tensor:
+    """IMAGE (B, H, W, 3) in [0, 1] of a depth whose near is 0 and far is 1.
+
+    Args:
+        depth: (B, H, W); clipped to [0, 1].
+        polarity: "near_white", what depth ControlNets take: 1 - depth; or "near_black".
+        colours: see `coloured`.
+
+    Raises:
+        ValueError: an unknown name, or values that are not finite.
+    """
+    if polarity not in POLARITIES:
+        raise ValueError(f"polarity must be one of {', '.join(POLARITIES)}, not {polarity!r}")
+    return coloured(1.0 - depth if polarity == "near_white" else depth, colours)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,8 +100,19 @@ def find_pairs(folder: Path, layout: str = "auto") -> Found:
     raise ValueError(f"folder '{folder.name}' holds no pair of image and depth{lonely}; expected {expected}")
 
 
-def load_pair(pair: Pair) -> tuple[Tensor, Tensor]:
+def folder_state(folder: Path) -> str:
+    """Digest of the names, sizes and times of the files that `find_pairs` looks at; changes when one of them does."""
+    stats = ((path, path.stat()) for path in sorted(_files(folder)))
+    states = [(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
+def load_pair(pair: Pair, unit: str = "auto") -> tuple[Tensor, Tensor]:
     """Depth (H, W) float32 in metres along the viewing direction, and where it is valid (H, W) bool.
+
+    Args:
+        pair: from `find_pairs`.
+        unit: of the files' numbers in layout folders, see `files.read_depth`; the data sets have their own.
 
     Raises:
         ValueError: the depth cannot be read, see `files.read_depth`.
@@ -112,7 +124,7 @@ def load_pair(pair: Pair) -> tuple[Tensor, Tensor]:
         distance = read_depth(pair.depth, "metres")
         depth = distance_to_planar(distance, _HYPERSIM_FOCAL * distance.shape[1])
     else:
-        depth = read_depth(pair.depth)
+        depth = read_depth(pair.depth, unit)
     return depth, valid_pixels(depth, FARTHEST)
 
 

@@ -18,7 +18,12 @@ def depth_image(depth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         valid: (H, W) bool.
     """
     shown = torch.where(valid, depth, torch.zeros_like(depth)).float()
-    return shown[None, :, :, None].repeat(1, 1, 1, 3), valid[None].float()
+    return as_image(shown[None]), valid[None].float()
+
+
+def as_image(depth: Tensor) -> Tensor:
+    """IMAGE (B, H, W, 3) float32 with equal channels of a depth (B, H, W), as it is."""
+    return depth.float()[..., None].repeat(1, 1, 1, 3)
 
 
 def depth_of(image: Tensor, name: str) -> Tensor:

@@ -35,9 +35,11 @@ class ModelFacts:
         family: "SD1", "SD2" or "SDXL".
         prediction: "eps", "v" or "x0", as the host samples the model now.
         schedule: the noise schedule that the host samples it with.
-        in_channels: of the network's first convolution (4; 9 for inpainting).
+        in_channels: of the network's first convolution (4; 9 for inpainting; 8 with a depth LoRA).
         flow: set when `as_flow` has been applied.
         loras: metadata of the Diff2Flow LoRAs applied, in the order they were applied.
+        sees_image: whether a LoRA has widened the first convolution, so that the network looks at an image (depth).
+            Its latent is the option "concat_latent_image" of the conditioning, in the autoencoder's own scale.
     """
 
     family: str
@@ -46,6 +48,7 @@ class ModelFacts:
     in_channels: int
     flow: FlowParameterization | None = None
     loras: tuple[Mapping[str, str], ...] = field(default=())
+    sees_image: bool = False
 
 
 class Host(Protocol):
@@ -99,7 +102,10 @@ class Host(Protocol):
         sigmas: Tensor,
         cfg: float,
     ) -> dict[str, Any]:
-        """LATENT sampled from seeded noise (CPU generator, as ComfyUI draws it) around latent["samples"]."""
+        """LATENT sampled from seeded noise (CPU generator, as ComfyUI draws it) around latent["samples"].
+
+        Items of equal number in latent["batch_index"], where that is given, have the same noise.
+        """
 
     # encoders
     def encode_text(self, clip: Any, text: str) -> Any:

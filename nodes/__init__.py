@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .datasets import Diff2FlowImageDataset, Diff2FlowImages
+from .depth import Diff2FlowDepth, Diff2FlowDepthDataset
 from .depth_files import Diff2FlowDepthMetrics, Diff2FlowLoadDepth, Diff2FlowSaveDepth
 from .loading import Diff2FlowCheckpointLoader, Diff2FlowLoraLoader
 from .lora import Diff2FlowLoraConfig
@@ -22,11 +23,13 @@ NODES = {
     "Diff2Flow Sigmas": Diff2FlowSigmas,
     "Diff2Flow Steps Grid": Diff2FlowStepsGrid,
     "Diff2Flow Straightness": Diff2FlowStraightness,
+    "Diff2Flow Depth": Diff2FlowDepth,
     "Diff2Flow Load Depth": Diff2FlowLoadDepth,
     "Diff2Flow Save Depth": Diff2FlowSaveDepth,
     "Diff2Flow Depth Metrics": Diff2FlowDepthMetrics,
     "Diff2Flow Image Dataset": Diff2FlowImageDataset,
     "Diff2Flow Images": Diff2FlowImages,
+    "Diff2Flow Depth Dataset": Diff2FlowDepthDataset,
     "Diff2Flow Reflow Pairs": Diff2FlowReflowPairs,
     "Diff2Flow Reflow Recipe": Diff2FlowReflowRecipe,
     "Diff2Flow LoRA Config": Diff2FlowLoraConfig,

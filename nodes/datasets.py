@@ -16,8 +16,8 @@ from .errors import names_node
 from .widgets import Widget, choice, count, line, number, switch, text
 
 CATEGORY = "Diff2Flow/training"
-_VAE = ("VAE", {"tooltip": "The autoencoder of the checkpoint that is trained."})
-_CLIP = ("CLIP", {"tooltip": "The text encoder of the checkpoint that is trained."})
+VAE = ("VAE", {"tooltip": "The autoencoder of the checkpoint that is trained."})
+CLIP = ("CLIP", {"tooltip": "The text encoder of the checkpoint that is trained."})
 _FLIPS = switch(
     False,
     "Encodes every image mirrored, too, and training shows either with probability 1/2. Good for few"
@@ -33,7 +33,7 @@ _MASK_FLOOR = number(
 )
 
 
-class _DatasetNode:
+class DatasetNode:
     """What the nodes that make a dataset hand out."""
 
     CATEGORY = CATEGORY
@@ -46,7 +46,7 @@ class _DatasetNode:
     )
 
 
-class Diff2FlowImageDataset(_DatasetNode):
+class Diff2FlowImageDataset(DatasetNode):
     """Encodes a folder of images and captions for training, once."""
 
     DESCRIPTION = (
@@ -58,7 +58,7 @@ class Diff2FlowImageDataset(_DatasetNode):
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"folder": _folder_input(), "vae": _VAE, "clip": _CLIP, "resolution": _resolution_input()},
+            "required": {"folder": _folder_input(), "vae": VAE, "clip": CLIP, "resolution": _resolution_input()},
             "optional": {**_caption_inputs(), **_bucket_inputs(), "flips": _FLIPS, **_mask_inputs()},
         }
 
@@ -67,7 +67,7 @@ class Diff2FlowImageDataset(_DatasetNode):
         """Checked before anything is loaded; None where the input is linked."""
         try:
             parsed_resolutions(resolutions or "")
-            return folder is None or bool(_image_folder(folder))
+            return folder is None or bool(folder_named(folder))
         except ValueError as error:
             return str(error)
 
@@ -90,7 +90,7 @@ class Diff2FlowImageDataset(_DatasetNode):
         mask_floor: float | None = None,
     ) -> str:
         """Another string when a file in the folder or its N_name folders was added, removed or changed."""
-        return "" if folder is None else folder_state(_image_folder(folder))
+        return "" if folder is None else folder_state(folder_named(folder))
 
     @names_node("Diff2Flow Image Dataset")
     def build(
@@ -114,16 +114,16 @@ class Diff2FlowImageDataset(_DatasetNode):
         further = parsed_resolutions(resolutions)
         sizes = Sizes(resolution, further, bucketing, bucket_step, max_aspect, no_upscale)
         settings = FolderSettings(sizes, trigger, default_caption, flips, alpha, mask_floor)
-        path = _image_folder(folder)
+        path = folder_named(folder)
         cache = confined(host.folder("datasets"), folder)
-        encoders = _encoders(host, vae, clip)
+        encoders = encoders_of(host, vae, clip)
         dataset = image_dataset(
             path, cache, settings, encoders, lambda total: host.progress(total, f"Encoding {path.name}")
         )
         return dataset, dataset.summary()
 
 
-class Diff2FlowImages(_DatasetNode):
+class Diff2FlowImages(DatasetNode):
     """Encodes images of the graph and their captions for training, once."""
 
     DESCRIPTION = (
@@ -165,7 +165,7 @@ class Diff2FlowImages(_DatasetNode):
             mask,
             _cache_folder(name),
             settings,
-            _encoders(host, vae, clip),
+            encoders_of(host, vae, clip),
             lambda total: host.progress(total, f"Encoding {name}"),
         )
         made = made if dataset is None else dataset.joined(made)
@@ -272,8 +272,8 @@ def _batch_inputs() -> dict[str, Any]:
             "A line for each image, in their order, or one line for all of them. An empty line is an empty caption.",
             multiline=True,
         ),
-        "vae": _VAE,
-        "clip": _CLIP,
+        "vae": VAE,
+        "clip": CLIP,
     }
 
 
@@ -301,7 +301,7 @@ def _more_batch_inputs() -> dict[str, Any]:
     }
 
 
-def _image_folder(folder: str) -> Path:
+def folder_named(folder: str) -> Path:
     """The folder by its name inside the input folder; ValueError if it is not there."""
     try:
         path = current().path("input", folder)
@@ -320,7 +320,9 @@ def _cache_folder(name: str) -> Path:
         raise ValueError(f"name: {error}") from error
 
 
-def _encoders(host: Any, vae: Any, clip: Any) -> Encoders:
+def encoders_of(host: Any, vae: Any, clip: Any) -> Encoders:
+    """The host's encoders, with what tells others' weights apart."""
+
     def text(caption: str) -> tuple[Any, Any]:
         context, extra = host.encode_text(clip, caption)[0][:2]
         return context, extra.get("pooled_output")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..training.layers import GROUPS, PRESETS, LoraSettings, patterns
+from ..training.layers import GROUPS, PRESETS, WIDENINGS, LoraSettings, patterns
 from .errors import names_node
 from .widgets import Widget, choice, count, number, switch, text
 
@@ -83,9 +83,10 @@ class Diff2FlowLoraConfig:
         dora: bool = False,
         rslora: bool = False,
         text_encoder: bool = False,
+        widening: str = "zeros",
     ) -> tuple[LoraSettings]:
         names = {"include": patterns(include), "exclude": patterns(exclude)}
-        common = {**names, "dora": dora, "rslora": rslora, "text_encoder": text_encoder}
+        common = {**names, "dora": dora, "rslora": rslora, "text_encoder": text_encoder, "widening": widening}
         if preset in PRESETS:
             return (replace(PRESETS[preset], **common),)
         if preset != "custom":
@@ -155,5 +156,12 @@ def _every_presets_inputs() -> dict[str, Any]:
             "Every preset: also a LoRA of the same rank and alpha on the text encoder (attention and"
             " mlp), for new words and names. Connect CLIP to Diff2Flow Train; captions are then encoded in every"
             " step, which is slower.",
+        ),
+        "widening": choice(
+            WIDENINGS,
+            "zeros",
+            "Depth only: how the first layer begins, which from then on takes the image, too. zeros: the image counts"
+            " nothing at first, and the network begins as it was. halved: its weights halved and repeated for the"
+            " image, as Marigold does.",
         ),
     }

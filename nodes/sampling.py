@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..hosts import current
-from ..hosts.checks import require_finite_latent
+from ..hosts.checks import require_finite_latent, require_text_to_image
 from ..hosts.choice import PREDICTIONS, START_CHOICES, SWITCH, choose_flow, flow_of
 from ..samplers import SHAPES, SOLVERS
 from .errors import names_node
@@ -173,7 +173,9 @@ def sampled(
     """LATENT of a model sampled along its flow, in even steps of flow time, by a SAMPLER in sigma_flow."""
     host = current()
     require_finite_latent(latent_image)
-    flow = flow_of(host.facts(model), start)
+    facts = host.facts(model)
+    require_text_to_image(facts, positive)
+    flow = flow_of(facts, start)
     sigmas = flow.sigmas(steps, denoise=denoise)
     return host.sample(host.as_flow(model, flow), positive, negative, latent_image, seed, sampler, sigmas, cfg)
 

@@ -109,6 +109,8 @@ def _recommended(steps: int, cfg: float, dataset: Any, goal: ObjectiveSettings) 
     """Steps and CFG to sample with: what was given, else what suits what is trained."""
     few = dataset.has_noise or goal.reflow.windows
     usual_steps, usual_cfg = (max(4, goal.reflow.windows), 1.0) if few else (25, 7.0)
+    if dataset.image_channels:
+        usual_steps, usual_cfg = 10, 1.0
     return steps or usual_steps, cfg or usual_cfg
 
 
@@ -129,7 +131,8 @@ def _train_inputs() -> dict[str, Any]:
             "D2F_DATASET",
             {
                 "tooltip": "From Diff2Flow Image Dataset, made with the same checkpoint's VAE and CLIP; or from"
-                " Diff2Flow Reflow Pairs: then each pair's own noise is trained (connect Diff2Flow Reflow Recipe)."
+                " Diff2Flow Reflow Pairs: then each pair's own noise is trained (connect Diff2Flow Reflow Recipe); or"
+                " from Diff2Flow Depth Dataset: then the network learns depth and looks at the image."
             },
         ),
         "lora": ("D2F_LORA", {"tooltip": "From Diff2Flow LoRA Config: which layers are trained."}),
@@ -199,14 +202,14 @@ def _keeping_inputs() -> dict[str, Any]:
             0,
             1000,
             "Sampling steps written into the LoRA for whoever loads it. 0: 4 where reflow pairs or windows are trained,"
-            " else 25. Has no effect on training.",
+            " 10 for depth, else 25. Has no effect on training.",
         ),
         "recommended_cfg": number(
             0.0,
             100.0,
             0.1,
             "CFG written into the LoRA for whoever loads it. 0: 1 where reflow pairs or windows are trained (the"
-            " teacher's CFG is in them; up to 2 strengthens the prompt and lets negatives work), else 7.",
+            " teacher's CFG is in them; up to 2 strengthens the prompt and lets negatives work) and for depth, else 7.",
         ),
         "memory_check": switch(
             True, "Estimates the memory before the first step and says what to change where it does not fit."

@@ -129,19 +129,22 @@ def describe(trained: int, total: int) -> str:
     return f"training {trained / 1e6:.2f} M of {total / 1e6:.2f} M parameters ({share:.2f} %)"
 
 
-def trainable(backbone: Backbone, settings: LoraSettings, seed: int) -> AbstractContextManager[Trained]:
+def trainable(
+    backbone: Backbone, settings: LoraSettings, seed: int, inputs: int = 0
+) -> AbstractContextManager[Trained]:
     """What `settings` train, in the backbone's networks; the networks are what they were when the context ends.
 
     Args:
         backbone: the bare networks; `text` is set where settings.text_encoder is.
         settings: LoRA layers, or preset full.
         seed: of the run.
+        inputs: channels that the network is to take, its first layer widened to them; 0: as many as it does.
 
     Raises:
         ValueError: nothing to train, a pattern that matches nothing, no text encoder, or for preset full no base
             checkpoint that a new one can be made from.
     """
-    return trained_in_full(backbone) if settings.full else _adapted_backbone(backbone, settings, seed)
+    return trained_in_full(backbone) if settings.full else _adapted_backbone(backbone, settings, seed, inputs)
 
 
 @contextmanager
@@ -162,10 +165,10 @@ def adapted(network: nn.Module, layers: Sequence[TrainedLayer], seed: int) -> It
 
 
 @contextmanager
-def _adapted_backbone(backbone: Backbone, settings: LoraSettings, seed: int) -> Iterator[Adapters]:
+def _adapted_backbone(backbone: Backbone, settings: LoraSettings, seed: int, inputs: int) -> Iterator[Adapters]:
     """LoRA layers in the network and, where the settings say so, in the text encoders."""
     names, network = backbone.layer_names(), backbone.module
-    layers = choose_layers(network, names, settings) if settings.trains_network else []
+    layers = choose_layers(network, names, settings, inputs) if settings.trains_network else []
     parts = [(network, _UNET, layers), *_text_parts(backbone, settings)]
     base_size = sum(_size(part) for part, _, _ in parts)
     with ExitStack() as stack:
@@ -199,7 +202,7 @@ def _injected(network: nn.Module, layers: Sequence[TrainedLayer], seed: int, pur
         inject_lora(network, [layer for layer in layers if layer.rank], seed, purpose)
         for layer in layers:
             if not layer.rank:
-                _replace(network, layer.path, FullChange(originals[layer.path]))
+                _replace(network, layer.path, FullChange(originals[layer.path], layer.inputs, layer.widening))
         yield
     finally:
         for path, module in originals.items():

@@ -38,6 +38,8 @@ class Item:
         mask_floor: weight of what the mask leaves out, from 0 to 1.
         content: key of the image, the same for all its sizes; "" where it has but one.
         source: the folder that it is from, "" where that is the dataset.
+        image: key of the latent of the image that the network looks at beside the noisy latent; "" if none.
+        flipped_image: key of the same mirrored.
     """
 
     name: str
@@ -56,6 +58,8 @@ class Item:
     mask_floor: float = 0.0
     content: str = ""
     source: str = ""
+    image: str = ""
+    flipped_image: str = ""
 
     def sizes(self, mirrored: bool = False) -> Sequence[int]:
         """SDXL's six: original height and width, crop's top and left, target height and width."""
@@ -76,6 +80,7 @@ class Batch:
         mask: (B, 1, h, w) float32 weights of the loss in [0, 1], ones where an item has no mask; None if none has.
         captions: of the items, "" where dropped.
         noise: (B, C, h, w) float32, the x_noise that belongs to each latent; None where it is drawn in training.
+        image: (B, C, h, w) latents, in the autoencoder's scale, of the images that the network looks at; None if none.
     """
 
     latent: Tensor
@@ -85,6 +90,7 @@ class Batch:
     mask: Tensor | None = None
     captions: tuple[str, ...] = ()
     noise: Tensor | None = None
+    image: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +148,14 @@ class LatentDataset:
         latent = torch.cat([self.latents.get(key) for key in keys])
         context, pooled = encoded(self.texts, captions)
         sizes = torch.tensor([item.sizes(flip) for item, flip in zip(items, mirrored, strict=True)])
-        return Batch(latent, context, pooled, sizes, self._mask(items, mirrored, latent.shape[-2:]), captions)
+        mask, image = self._mask(items, mirrored, latent.shape[-2:]), self._images(items, mirrored)
+        return Batch(latent, context, pooled, sizes, mask, captions, image=image)
+
+    @property
+    def image_channels(self) -> int:
+        """C of the images that the network looks at; 0 where there are none."""
+        first = self.items[0].image
+        return self.latents.shape(first)[1] if first else 0
 
     @cached_property
     def buckets(self) -> tuple[tuple[int, ...], ...]:
@@ -238,10 +251,15 @@ class LatentDataset:
         """Both datasets as one, this one's items first.
 
         Raises:
-            ValueError: they were made with different VAEs or text encoders, or the other one is no such dataset.
+            ValueError: they were made with different VAEs or text encoders, the other one is no such dataset, or only
+                one has images that the network looks at.
         """
         if not isinstance(other, LatentDataset):
             return other.joined(self)  # which says why not
+        if self.image_channels != other.image_channels:
+            raise ValueError(
+                f"dataset: of '{self.name}' and '{other.name}' one holds depth and the other does not; train them apart"
+            )
         for what, mine, others in (
             ("VAE", self.image_id, other.image_id),
             ("text encoder", self.text_id, other.text_id),
@@ -266,7 +284,8 @@ class LatentDataset:
     def summary(self) -> str:
         """What is in it, in a few lines; skipped files and defaulted captions by name and number."""
         captions = len({item.caption for item in self.items})
-        lines = [f"{len(self)} images of {self._sizes_shown()}, {captions} different captions, from '{self.name}'"]
+        what = "images with their depth" if self.image_channels else "images"
+        lines = [f"{len(self)} {what} of {self._sizes_shown()}, {captions} different captions, from '{self.name}'"]
         lines += self._features()
         if self.skipped:
             reasons = [f"{name} ({reason})" for name, reason in self.skipped.items()]
@@ -298,6 +317,12 @@ class LatentDataset:
             floors = sorted({f"{item.mask_floor:g}" for item in masked})
             lines.append(f"{len(masked)} with a mask; what it leaves out weighs {' or '.join(floors)}")
         return lines
+
+    def _images(self, items: Sequence[Item], mirrored: Sequence[bool]) -> Tensor | None:
+        if not all(item.image for item in items):
+            return None
+        keys = [item.flipped_image if flip else item.image for item, flip in zip(items, mirrored, strict=True)]
+        return torch.cat([self.latents.get(key) for key in keys])
 
     def _mask(self, items: Sequence[Item], mirrored: Sequence[bool], shape: Sequence[int]) -> Tensor | None:
         if not any(item.mask for item in items):

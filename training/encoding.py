@@ -54,11 +54,13 @@ class Job:
         item: with the keys that its tensors get.
         image: makes the IMAGE (1, H, W, 3) of the item's size.
         mask: makes the MASK (1, H, W), where the item has one.
+        beside: makes the IMAGE that the network looks at, where the item has one.
     """
 
     item: Item
     image: Callable[[], Tensor]
     mask: Callable[[], Tensor] | None = None
+    beside: Callable[[], Tensor] | None = None
 
 
 class Cache:
@@ -104,7 +106,8 @@ class Cache:
         return skipped
 
     def _missing(self, item: Item) -> bool:
-        return any(key and key not in self.latents for key in (item.latent, item.flipped, item.mask))
+        keys = (item.latent, item.flipped, item.mask, item.image, item.flipped_image)
+        return any(key and key not in self.latents for key in keys)
 
     def _add_image(self, job: Job) -> str:
         """Encodes what is missing of an item; the reason if it cannot be read, else ""."""
@@ -112,15 +115,22 @@ class Cache:
         needs_mask = job.mask is not None and item.mask not in self.latents
         try:
             image, mask = job.image(), job.mask() if needs_mask and job.mask else None
+            beside = None if job.beside is None else job.beside()
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more for broken files
             return reason_of(error)
-        for key, pixels in ((item.latent, image), (item.flipped, image.flip(2))):
-            if key and key not in self.latents:
-                self.latents.add({key: finite(self._encoders.image(pixels), item.name)})
+        self._add_latents(item.name, image, item.latent, item.flipped)
+        if beside is not None:
+            self._add_latents(item.name, beside, item.image, item.flipped_image)
         if mask is not None:
             shape = self.latents.shape(item.latent)[-2:]
             self.latents.add({item.mask: nn.functional.adaptive_avg_pool2d(mask.float().unsqueeze(0), shape)})
         return ""
+
+    def _add_latents(self, name: str, image: Tensor, key: str, mirrored: str) -> None:
+        """Encodes an IMAGE and its mirror image by their keys, as far as they have one and are missing."""
+        for wanted, pixels in ((key, image), (mirrored, image.flip(2))):
+            if wanted and wanted not in self.latents:
+                self.latents.add({wanted: finite(self._encoders.image(pixels), name)})
 
     def _add_text(self, caption: str) -> None:
         context, pooled = self._encoders.text(caption)

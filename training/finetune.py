@@ -17,7 +17,7 @@ from torch import Tensor
 from ..samplers.parameterization import FlowParameterization
 from .adapters import Trained, trainable
 from .checkpointing import checkpointed
-from .fit import require_fit, require_suited
+from .fit import inputs_of, require_fit, require_suited
 from .layers import LoraSettings
 from .loop import Loop, StepReport
 from .memory import estimate, require_room
@@ -131,10 +131,11 @@ def finetune(job: Job, progress: Progress) -> Finetuned:
         for dataset in filter(None, (job.dataset, job.watch.held_out)):
             require_fit(job.backbone, dataset)
         require_suited(job.settings.objective.reflow, job.dataset, job.lora)
+        inputs = inputs_of(job.dataset)
         processes = joined(job.backbone.device)
         with processes.writer_first():
             job = replace(job, dataset=_without_worst(job, progress))
-        adapters = stack.enter_context(trainable(job.backbone, job.lora, job.settings.seed))
+        adapters = stack.enter_context(trainable(job.backbone, job.lora, job.settings.seed, inputs))
         stack.enter_context(checkpointed(job.backbone.module, job.settings.optimizer.checkpointing))
         return _Session(job, adapters, progress, processes).run()
 

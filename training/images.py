@@ -53,14 +53,14 @@ def read_image(path: Path, width: int, height: int) -> Tensor:
     """
     with Image.open(path) as opened:
         image = _rgb(ImageOps.exif_transpose(opened))
-    return _tensor(_placed(image, (width, height), Image.Resampling.LANCZOS))
+    return _tensor(placed(image, (width, height), Image.Resampling.LANCZOS))
 
 
 def read_alpha(path: Path, width: int, height: int) -> Tensor:
     """MASK (1, height, width) float32 in [0, 1]: an image's alpha channel (1 = opaque), placed as `read_image`."""
     with Image.open(path) as opened:
         alpha = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
-    return _tensor(_placed(alpha, (width, height), Image.Resampling.BOX))
+    return _tensor(placed(alpha, (width, height), Image.Resampling.BOX))
 
 
 def read_mask(path: Path, width: int, height: int, original: Size) -> Tensor:
@@ -76,7 +76,22 @@ def read_mask(path: Path, width: int, height: int, original: Size) -> Tensor:
         raise ValueError(
             f"its mask '{path.name}' is {grey.width}×{grey.height} px, not {original[0]}×{original[1]} like the image"
         )
-    return _tensor(_placed(grey, (width, height), Image.Resampling.BOX))
+    return _tensor(placed(grey, (width, height), Image.Resampling.BOX))
+
+
+def placed(image: Image.Image, target: Size, resampling: Image.Resampling) -> Image.Image:
+    """Scaled to cover the target and cropped as `cover` says, in one go: a long strip is never scaled as a whole.
+
+    Args:
+        image: of any mode that Pillow resizes.
+        target: (width, height) pixels.
+        resampling: NEAREST for what must not be mixed, as depth.
+    """
+    place = cover(image.size, target)
+    x, y = image.width / place.width, image.height / place.height
+    box = (place.left * x, place.top * y, (place.left + target[0]) * x, (place.top + target[1]) * y)
+    within = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))  # rounding may end a hair outside
+    return image.resize(target, resampling, within)
 
 
 def content_key(path: Path) -> str:
@@ -88,15 +103,6 @@ def named(names: list[str]) -> str:
     """ "a, b, c and 7 more"."""
     more = len(names) - _NAMED_AT_MOST
     return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
-
-
-def _placed(image: Image.Image, target: Size, resampling: Image.Resampling) -> Image.Image:
-    """Scaled to cover the target and cropped as `cover` says, in one go: a long strip is never scaled as a whole."""
-    place = cover(image.size, target)
-    x, y = image.width / place.width, image.height / place.height
-    box = (place.left * x, place.top * y, (place.left + target[0]) * x, (place.top + target[1]) * y)
-    within = (box[0], box[1], min(box[2], image.width), min(box[3], image.height))  # rounding may end a hair outside
-    return image.resize(target, resampling, within)
 
 
 def _tensor(image: Image.Image) -> Tensor:

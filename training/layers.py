@@ -22,6 +22,7 @@ _GROUP_PATTERNS = {
 }
 _TEXT_LAYER = re.compile(r".*\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])")
 _SHOWN = 4
+WIDENINGS = ("zeros", "halved")
 GROUPS = (*_GROUP_PATTERNS, "conv")
 """Target groups. "conv" is every convolution but the first and the last, 1×1 ones too, hence also the proj_in and
 proj_out of SD1.x, which are convolutions there."""
@@ -46,6 +47,9 @@ class LoraSettings:
         text_encoder: a LoRA of the same rank and alpha on the text encoders' attention and mlp layers, too; groups
             and patterns do not concern it.
         full: every parameter of the network is trained, there is no LoRA.
+        widening: how the first layer begins where the dataset brings an image for the network to look at (depth), of
+            WIDENINGS: "zeros" gives the image's channels weights of 0, so that the network begins as it was; "halved"
+            halves the weights and repeats them for the image, as Marigold does.
 
     Raises:
         ValueError: an unknown or no group, a rank, ratio or alpha out of range, or full beside what a LoRA has.
@@ -63,8 +67,11 @@ class LoraSettings:
     rslora: bool = False
     text_encoder: bool = False
     full: bool = False
+    widening: str = "zeros"
 
     def __post_init__(self) -> None:
+        if self.widening not in WIDENINGS:
+            raise ValueError(f"widening must be one of {', '.join(WIDENINGS)}, not {self.widening!r}")
         if self.full:
             self._require_plain()
             return
@@ -132,6 +139,8 @@ class TrainedLayer:
         alpha: of its LoRA, as set.
         size: trained parameters.
         dora, rslora: as in LoraSettings.
+        inputs: channels that a layer trained in full takes from now on; 0: as many as it does.
+        widening: how their weights begin, as in LoraSettings.
     """
 
     path: str
@@ -141,6 +150,8 @@ class TrainedLayer:
     size: int
     dora: bool = False
     rslora: bool = False
+    inputs: int = 0
+    widening: str = "zeros"
 
     @property
     def scale(self) -> float:
@@ -153,19 +164,23 @@ class TrainedLayer:
         return self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha
 
 
-def choose_layers(network: nn.Module, layer_names: Mapping[str, str], settings: LoraSettings) -> list[TrainedLayer]:
+def choose_layers(
+    network: nn.Module, layer_names: Mapping[str, str], settings: LoraSettings, inputs: int = 0
+) -> list[TrainedLayer]:
     """The layers that `settings` train in a network, sorted by file name, so that both hosts have them in one order.
 
     Args:
         network: the bare network.
         layer_names: module path -> name in LoRA files (`Backbone.layer_names`).
+        inputs: channels that the network is to take; 0: as many as it does.
 
     Raises:
-        ValueError: no layer of the network is in the chosen groups, or a pattern matches nothing.
+        ValueError: no layer of the network is in the chosen groups, a pattern matches nothing, or there are `inputs`
+            and the first layer is not trained.
     """
     layers = _layers_of(network, layer_names)
     _require_matches(settings, [name for _, name, _ in layers])
-    found = [trained for each in layers if (trained := _trained(*each, settings))]
+    found = [trained for each in layers if (trained := _trained(*each, settings, inputs))]
     if not found:
         raise ValueError(f"no layer of this network is in the target groups {', '.join(settings.groups)}")
     chosen = [layer for layer in found if _wanted(layer.file_name, settings)]
@@ -174,6 +189,11 @@ def choose_layers(network: nn.Module, layer_names: Mapping[str, str], settings: 
             f"include and exclude leave nothing of the {len(found)} layers that preset {settings.preset!r} trains"
             f" (e.g. {_some(layer.file_name for layer in found)}); include only narrows them down: change the patterns,"
             " or switch on more target groups"
+        )
+    if inputs and not any(layer.inputs for layer in chosen):
+        raise ValueError(
+            "the dataset holds depth, for which the first layer takes the image, too, and must be trained: switch"
+            " ends_in_full on, and leave that layer to include and out of exclude"
         )
     return chosen
 
@@ -207,13 +227,23 @@ def _layers_of(network: nn.Module, layer_names: Mapping[str, str]) -> list[_Laye
     return [(path, name, layer) for path, name, layer in named if isinstance(layer, (nn.Linear, nn.Conv2d))]
 
 
-def _trained(path: str, file_name: str, layer: nn.Linear | nn.Conv2d, settings: LoraSettings) -> TrainedLayer | None:
+def _trained(
+    path: str, file_name: str, layer: nn.Linear | nn.Conv2d, settings: LoraSettings, inputs: int
+) -> TrainedLayer | None:
     if FIRST.fullmatch(file_name) or LAST.fullmatch(file_name):
-        size = layer.weight.numel() + (0 if layer.bias is None else layer.bias.numel())
-        return TrainedLayer(path, file_name, 0, 0.0, size) if settings.ends_in_full else None
+        return _in_full(path, file_name, layer, settings, inputs) if settings.ends_in_full else None
     if not any(_in_group(file_name, layer, group) for group in settings.groups):
         return None
     return _lora(path, file_name, layer, settings)
+
+
+def _in_full(
+    path: str, file_name: str, layer: nn.Linear | nn.Conv2d, settings: LoraSettings, inputs: int
+) -> TrainedLayer:
+    inputs = inputs if FIRST.fullmatch(file_name) else 0
+    weights = layer.weight.numel() // layer.weight.shape[1] * (inputs or layer.weight.shape[1])
+    biases = 0 if layer.bias is None else layer.bias.numel()
+    return TrainedLayer(path, file_name, 0, 0.0, weights + biases, inputs=inputs, widening=settings.widening)
 
 
 def _lora(path: str, file_name: str, layer: nn.Linear | nn.Conv2d, settings: LoraSettings) -> TrainedLayer:

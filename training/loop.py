@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import draws, optimizers
 from .adapters import Trained
+from .conditioning import conditioned
 from .dataset import Batch
 from .ema import Averages
 from .lines import Line, Lines, Velocity
@@ -301,16 +302,6 @@ class Loop:
         if self._cast is None:
             return contextlib.nullcontext()
         return torch.autocast(self._backbone.device.type, dtype=self._cast)
-
-
-def conditioned(backbone: Backbone, batch: Batch, live_text: bool = False) -> dict[str, Tensor]:
-    """What the network takes beside x and tau; with `live_text` captions are encoded now, by the encoders."""
-    device = backbone.device
-    if live_text:
-        context, pooled = backbone.text.encode(batch.captions)
-    else:
-        context, pooled = batch.context.to(device), None if batch.pooled is None else batch.pooled.to(device)
-    return backbone.conditioning(context, pooled, batch.sizes)
 
 
 class _Reading:

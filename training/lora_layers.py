@@ -23,14 +23,23 @@ class FullChange(nn.Module):
     Training the change instead of the weight keeps the frozen layer untouched, its storage format too, and makes
     weight decay pull towards the base model.
 
+    A layer that is widened takes more input channels than its base does, which goes on seeing the first ones alone.
+
     Args:
         base: the frozen layer.
+        inputs: channels that it takes; 0: as many as the base.
+        widening: how the weights of added channels begin: "zeros", or "halved": W/2 of the base for its own channels
+            and W/2 again for the added ones, of which there are then as many.
+
+    Raises:
+        ValueError: fewer inputs than the base has, or "halved" where they are not twice as many.
     """
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, inputs: int = 0, widening: str = "zeros") -> None:
         super().__init__()
         self.base: Any = base
-        self.weight_change = nn.Parameter(torch.zeros_like(base.weight, dtype=torch.float32))
+        self.weight_change = nn.Parameter(_first_change(base.weight, inputs or base.weight.shape[1], widening))
+        self._widened = self.weight_change.shape != base.weight.shape
         bias = getattr(base, "bias", None)
         self.bias_change = None if bias is None else nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))
         self._enabled = True
@@ -41,8 +50,8 @@ class FullChange(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight, for code that asks a layer for its dtype or device."""
-        return self.base.weight
+        """The frozen weight, for code that asks a layer for its dtype, device or shape; the change's where widened."""
+        return self.weight_change if self._widened else self.base.weight
 
     @property
     def bias(self) -> Tensor | None:
@@ -51,7 +60,7 @@ class FullChange(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """base(x) + change(x), in the dtype of base(x); base(x) alone while the change is switched off."""
-        y = self.base(x)
+        y = self.base(x[:, : self.base.weight.shape[1]] if self._widened else x)
         if not self._enabled:
             return y
         return y + self._change(x.to(self.weight_change.dtype)).to(y.dtype)
@@ -63,6 +72,18 @@ class FullChange(nn.Module):
         return functional.conv2d(
             x, self.weight_change, self.bias_change, base.stride, base.padding, base.dilation, base.groups
         )
+
+
+def _first_change(weight: Tensor, inputs: int, widening: str) -> Tensor:
+    """What is added to a weight (out, in, ...) that is padded with zeros to `inputs`, float32, before training."""
+    outputs, own, *kernel = weight.shape
+    if inputs < own or (widening == "halved" and inputs not in (own, 2 * own)):
+        raise ValueError(f"a layer of {own} input channels cannot be widened to {inputs} by widening '{widening}'")
+    change = torch.zeros(outputs, inputs, *kernel, dtype=torch.float32, device=weight.device)
+    if widening == "halved" and inputs > own:
+        half = weight.detach().float() / 2
+        change[:, :own], change[:, own:] = -half, half
+    return change
 
 
 def inject_lora(network: nn.Module, layers: Sequence[TrainedLayer], seed: int, purpose: str) -> None:
@@ -119,7 +140,10 @@ def file_tensors(module: Any, layer: TrainedLayer, dtype: torch.dtype) -> dict[s
         ValueError: a weight that is not finite in `dtype`.
     """
     tensors = {}
-    for ending, tensor in trained_tensors(module, layer).items():
+    parts = trained_tensors(module, layer)
+    if layer.inputs:
+        parts = {**_of_full_rank(parts.pop("diff")), **parts}
+    for ending, tensor in parts.items():
         if ending != "dora_scale":
             tensors[ending] = tensor.detach().to("cpu", dtype, copy=True).contiguous()
     if layer.dora:
@@ -129,7 +153,24 @@ def file_tensors(module: Any, layer: TrainedLayer, dtype: torch.dtype) -> dict[s
             raise ValueError(f"the trained weights of layer '{layer.file_name}' are not finite in {dtype}")
     if layer.rank:
         tensors["alpha"] = torch.tensor(layer.file_alpha, dtype=torch.float32)
+    if layer.inputs:
+        tensors["alpha"] = torch.tensor(float(len(tensors["lora_down.weight"])), dtype=torch.float32)
+        tensors["reshape_weight"] = torch.tensor(module.weight_change.shape)
     return tensors
+
+
+def _of_full_rank(change: Tensor) -> dict[str, Tensor]:
+    """A change (out, in, h, w) as lora_up · lora_down without loss, one of them the identity.
+
+    `reshape_weight` widens a weight in ComfyUI only where a LoRA layer is added to it, not a `diff`.
+    """
+    outputs, *kernel = change.shape
+    columns = math.prod(kernel)
+    if columns <= outputs:
+        up, down = change.reshape(outputs, columns), torch.eye(columns, device=change.device)
+    else:
+        up, down = torch.eye(outputs, device=change.device), change.reshape(outputs, columns)
+    return {"lora_down.weight": down.reshape(-1, *kernel), "lora_up.weight": up[..., None, None]}
 
 
 def _dora_scale(module: Any, layer: TrainedLayer, stored: dict[str, Tensor]) -> Tensor:

@@ -160,6 +160,7 @@ def _diff2flow(run: Run) -> dict[str, str]:
     first, last = objective.t_span
     return {
         "diff2flow.version": VERSION,
+        "diff2flow.task": "depth" if run.dataset.image_channels else "text_to_image",
         "diff2flow.objective": goal.name,
         "diff2flow.weighting": goal.weighting if goal.name == "diff2flow" else "native",
         "diff2flow.time_distribution": goal.time_distribution,

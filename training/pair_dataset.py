@@ -43,6 +43,7 @@ class PairDataset:
     largest = 0
     mirrored = False
     has_noise = True
+    image_channels = 0
 
     def __post_init__(self) -> None:
         if not len(self.pairs):

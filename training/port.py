@@ -65,7 +65,11 @@ class Backbone(Protocol):
     text: TextBackbone | None
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-        """The network's output (B, *dims) at x_diff (B, *dims), fractional tau (B,)."""
+        """The network's output (B, *dims) at x_diff (B, *dims), fractional tau (B,).
+
+        `conditioning` is what `conditioning` returns, and where the network looks at an image also "image", its latent
+        (B, *dims) in the network's scale, which goes into the first layer behind x_diff.
+        """
 
     def conditioning(self, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
         """What the network takes beside x and tau, for a batch.
@@ -123,6 +127,7 @@ class TrainingDataset(Protocol):
         context_width: of the text embeddings.
         mirrored: whether there are mirrored latents.
         has_noise: whether each item has its own noise, so that it is a reflow pair.
+        image_channels: C of the latents of images that the network looks at (depth); 0 where there are none.
         sources: the folders that it is from, by name.
     """
 
@@ -135,6 +140,7 @@ class TrainingDataset(Protocol):
     context_width: int
     mirrored: bool
     has_noise: bool
+    image_channels: int
     sources: Mapping[str, Source]
 
     def batch(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..alignment import Alignment
 from . import draws
+from .conditioning import conditioned
 from .dataset import Batch
 from .lines import Lines
 from .objective import Objective
@@ -58,8 +59,7 @@ class Validation:
         x_noise = self._noise(batch, indices).to(device)
         if batch.noise is not None:
             x_data, x_noise = self._lines.of_pairs(x_data, x_noise)
-        pooled = None if batch.pooled is None else batch.pooled.to(device)
-        conditioning = backbone.conditioning(batch.context.to(device), pooled, batch.sizes)
+        conditioning = conditioned(backbone, batch)
         errors = []
         for t in self.times:
             time = torch.full((len(indices),), t, device=device)

@@ -69,6 +69,8 @@ def _shapes(model: Any, clip: Any) -> dict[str, tuple[int, ...]]:
     if clip is not None:
         weights.update(clip.cond_stage_model.state_dict())
     found = _keys(model, clip).items()
+    # A weight may have another clone's LoRA on it just now, which may have widened it.
+    weights.update({key: kept.weight for key, kept in getattr(model, "backup", {}).items()})
     return {name: tuple(weights[key].shape) for name, key in found if isinstance(key, str) and key in weights}
 
 

@@ -10,6 +10,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...alignment import NoiseSchedule
+from ...training.lora_layers import FullChange
 from ..port import HostError, ModelFacts
 
 LORAS = "diff2flow.loras"
@@ -24,6 +25,10 @@ _PREDICTIONS = (
     (comfy.model_sampling.EPS, "eps"),
 )
 """In this order: ComfyUI derives the first two from EPS."""
+
+_FIRST = "diffusion_model.input_blocks.0.0.weight"
+_RESHAPE = 5
+"""Where ComfyUI's LoRA adapters hold the shape that they widen a weight to."""
 
 _FAMILY_BY_CONTEXT = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
 
@@ -41,10 +46,31 @@ def facts(model: Any) -> ModelFacts:
         family=family_name,
         prediction=flow.alignment.prediction if flow else _prediction(sampling),
         schedule=flow.alignment.schedule if flow else _schedule(sampling),
-        in_channels=model.model.model_config.unet_config["in_channels"],
+        in_channels=in_channels(model),
         flow=flow,
         loras=_loras(model),
+        sees_image=sees_image(model),
     )
+
+
+def sees_image(model: Any) -> bool:
+    """Whether the first convolution is wider than the checkpoint's, by a LoRA or in training."""
+    return in_channels(model) > model.model.model_config.unet_config["in_channels"]
+
+
+def in_channels(model: Any) -> int:
+    """Of the first convolution, with what this MODEL's LoRAs and training add to it.
+
+    Its weight does not tell: it may have another clone's LoRA on it just now.
+    """
+    widths = [model.model.model_config.unet_config["in_channels"]]
+    first = model.model.diffusion_model.input_blocks[0][0]
+    if isinstance(first, FullChange):
+        widths.append(first.weight.shape[1])
+    for patch in model.patches.get(_FIRST, ()):
+        parts = getattr(patch[1], "weights", None) or ()
+        widths += [shape[1] for shape in parts[_RESHAPE:] if isinstance(shape, list)]
+    return max(widths)
 
 
 def family(model: Any) -> str:

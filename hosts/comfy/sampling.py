@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...samplers.denoiser import FlowSampler
 from ...samplers.parameterization import FlowParameterization
+from . import models
 
 _TABLE = 1000
 
@@ -89,6 +90,13 @@ def as_flow(model: Any, flow: FlowParameterization) -> Any:
     return clone
 
 
+def _with_image(model: Any) -> Any:
+    """A clone that hands the conditioning's "concat_latent_image", scaled, to the network behind the noisy latent."""
+    clone = model.clone()
+    clone.add_object_patch("concat_keys", ("concat_image",))
+    return clone
+
+
 def sampler(function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
     """SAMPLER around a k-diffusion style function."""
     return comfy.samplers.KSAMPLER(function, dict(options))
@@ -114,6 +122,8 @@ def sample(
     cfg: float,
 ) -> dict[str, Any]:
     """LATENT by ComfyUI's own `sample_custom`, with its previews, masks, interruption and memory management."""
+    if models.sees_image(model):
+        model = _with_image(model)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     out = comfy.sample.sample_custom(

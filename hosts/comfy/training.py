@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...files import sha256_of
+from ...training.conditioning import beside_image
 from ...training.memory import give_back
 from . import loading, models
 from .text_training import ComfyText
@@ -41,7 +42,8 @@ class ComfyBackbone:
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         inputs = {name: value.to(self.device, self.dtype) for name, value in conditioning.items()}
-        return self.module(x_diff.to(self.dtype), tau.float(), transformer_options={}, **inputs)
+        x = beside_image(x_diff.to(self.dtype), inputs.pop("image", None))
+        return self.module(x, tau.float(), transformer_options={}, **inputs)
 
     def conditioning(self, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
         if self._base.adm_channels == 0:

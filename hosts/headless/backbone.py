@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ...training.conditioning import beside_image
 from . import sdxl
 from .model import Model, run_unet
 from .text import TextEncoder
@@ -40,7 +41,8 @@ class HeadlessBackbone:
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         moved = {name: value.to(self.device) for name, value in conditioning.items()}
-        return run_unet(self.module, self.dtype, x_diff.to(self.device), tau.to(self.device), moved)
+        x = beside_image(x_diff.to(self.device), moved.pop("image", None))
+        return run_unet(self.module, self.dtype, x, tau.to(self.device), moved)
 
     def conditioning(self, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
         if self.family != "SDXL":

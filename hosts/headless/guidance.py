@@ -46,7 +46,7 @@ class Denoiser:
         mask: Tensor | None,
     ) -> None:
         self.levels, self._cfg = levels, cfg
-        self._base = model.base
+        self._base, self._sees_image = model.base, model.sees_image
         self._module, self._dtype = model.base.weights.merged(model.patches), model.base.dtype
         self._noise, self._image, self._mask = noise, image, mask
         sides = [positive] if math.isclose(cfg, 1.0) else [positive, negative]
@@ -114,8 +114,7 @@ class Denoiser:
         if given is None and count == self._image.shape[1] + 1:
             given = torch.cat([self._inpaint_mask(options), self._inpaint_image(options)], dim=1)
         if given is None and count == self._image.shape[1]:
-            given = options.get("concat_latent_image")
-            given = torch.zeros_like(self._image) if given is None else given  # ComfyUI does not scale it either
+            given = self._concat_image(options)
         if given is None or given.shape[1] != count:
             have = 0 if given is None else given.shape[1]
             raise HostError(
@@ -123,6 +122,22 @@ class Denoiser:
                 " that prepares the conditioning for this model"
             )
         return repeated(_resized(given.to(self._image), self._image), len(self._image))
+
+    def _concat_image(self, options: dict[str, Any]) -> Tensor:
+        """The image's latent beside the noisy one: as it is for models edited by text, as ComfyUI has it, else scaled.
+
+        Raises:
+            HostError: a depth model without an image.
+        """
+        given = options.get("concat_latent_image")
+        if not self._sees_image:
+            return torch.zeros_like(self._image) if given is None else given
+        if given is None:
+            raise HostError(
+                "the model looks at an image (a depth LoRA is on it), and the conditioning brings none; use Diff2Flow"
+                " Depth, or remove the LoRA"
+            )
+        return given * self._base.latent_scale
 
     def _inpaint_mask(self, options: dict[str, Any]) -> Tensor:
         mask = options.get("concat_mask", self._mask)

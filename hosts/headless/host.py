@@ -109,7 +109,7 @@ class HeadlessHost:
     ) -> dict[str, Any]:
         from .sampling import sample, seeded_noise
 
-        noise = seeded_noise(latent["samples"], seed)
+        noise = seeded_noise(latent["samples"], seed, latent.get("batch_index"))
         return sample(model, positive, negative, latent, noise, sampler, sigmas, cfg)[0]
 
     def encode_text(self, clip: Any, text: str) -> Any:

@@ -17,6 +17,7 @@ from ..port import ModelFacts
 from .unet_layout import UnetLayout
 from .weights import Patch, Weights
 
+_FIRST = "conv_in"
 LATENT_SCALES = {"SD1": 0.18215, "SD2": 0.18215, "SDXL": 0.13025}
 """A family's factor between the autoencoder's latents and the network's."""
 
@@ -102,10 +103,23 @@ class Model:
             family=self.base.layout.family,
             prediction=alignment.prediction if alignment else self.base.prediction,
             schedule=alignment.schedule if alignment else self.base.schedule,
-            in_channels=self.base.layout.config["in_channels"],
+            in_channels=self._in_channels,
             flow=self.flow,
             loras=self.loras,
+            sees_image=self.sees_image,
         )
+
+    @property
+    def sees_image(self) -> bool:
+        """Whether the first convolution is wider than the checkpoint's."""
+        return self._in_channels > self.base.layout.config["in_channels"]
+
+    @property
+    def _in_channels(self) -> int:
+        """Of the first convolution, with what LoRAs and training have added."""
+        own = self.base.weights.module.get_submodule(_FIRST).weight.shape[1]
+        shapes = (patch.shape for patch in self.patches if patch.target == f"{_FIRST}.weight" and patch.strength)
+        return max([own, *(shape[1] for shape in shapes if shape)])
 
 
 def run_unet(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,19 @@ def solver(solver: str, rtol: float, atol: float) -> Sampler:
     return Sampler(FlowSampler(solver, rtol, atol, lambda denoiser: denoiser.levels.flow), {})
 
 
-def seeded_noise(latent: Tensor, seed: int) -> Tensor:
-    """Noise of the latents' shape, drawn in one go on the CPU as ComfyUI draws it."""
-    return torch.randn(latent.shape, dtype=torch.float32, generator=torch.manual_seed(seed), device="cpu")
+def seeded_noise(latent: Tensor, seed: int, numbers: Sequence[int] | None = None) -> Tensor:
+    """Noise of the latents' shape, drawn on the CPU as ComfyUI draws it: in one go, or item by item where numbered.
+
+    Args:
+        latent: (B, *dims).
+        seed: of the generator.
+        numbers: of the items (B,), from 0 on; equal ones have the same noise.
+    """
+    generator = torch.manual_seed(seed)
+    if numbers is None:
+        return torch.randn(latent.shape, dtype=torch.float32, generator=generator, device="cpu")
+    drawn = [torch.randn(latent.shape[1:], generator=generator, device="cpu") for _ in range(max(numbers) + 1)]
+    return torch.stack([drawn[number] for number in numbers])
 
 
 @torch.no_grad()

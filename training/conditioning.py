@@ -1,0 +1,32 @@
+"""What a network is given beside x_diff and tau, made of a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .dataset import Batch
+from .port import Backbone
+
+
+def conditioned(backbone: Backbone, batch: Batch, live_text: bool = False) -> dict[str, Tensor]:
+    """What the network takes beside x and tau; with `live_text` captions are encoded now, by the encoders."""
+    device = backbone.device
+    if live_text:
+        context, pooled = backbone.text.encode(batch.captions)
+    else:
+        context, pooled = batch.context.to(device), None if batch.pooled is None else batch.pooled.to(device)
+    conditioning = backbone.conditioning(context, pooled, batch.sizes)
+    if batch.image is not None:
+        conditioning["image"] = backbone.scale_latent(batch.image.to(device)).float()
+    return conditioning
+
+
+def beside_image(x_diff: Tensor, image: Tensor | None) -> Tensor:
+    """What the first layer takes: x_diff, and where there is an image, its latent behind it: (B, 2C, *dims).
+
+    Args:
+        x_diff: (B, C, *dims).
+        image: (B, C, *dims) in the network's scale, or None.
+    """
+    return x_diff if image is None else torch.cat([x_diff, image.to(x_diff.dtype)], dim=1)
