@@ -138,7 +138,7 @@ class Diff2FlowDepthMetrics:
     )
     DESCRIPTION = (
         "Fits the predicted depth to the true one by the least-squares scale and shift of each image, as the field"
-        " does, and measures AbsRel, delta1 and RMSE over the valid pixels: of each image, then the mean over the images."
+        " does, and measures AbsRel, delta1 and RMSE over the valid pixels: of each image, then their mean."
     )
 
     @classmethod
