@@ -20,7 +20,7 @@ ROOMS = {
     "samplers": {"alignment"},
     "depth": {"files"},
     "training": {"samplers", "alignment", "depth", "files"},
-    "hosts": {"samplers", "alignment", "training", "files"},
+    "hosts": {"samplers", "alignment", "training", "depth", "files"},
     "nodes": {"hosts", "training", "depth", "samplers", "alignment", "files"},
 }
 HOST_ONLY = {"comfy": "hosts/comfy", "folder_paths": "hosts/comfy", "server": "hosts/comfy",
