@@ -39,10 +39,10 @@ def test_a_known_scene_stays_what_it_is() -> None:
     assert [scene_plan.plan(i, 0).caption for i in range(6)] == [
         "a purple box",
         "a yellow box",
-        "an orange sphere behind a yellow sphere, and a red cylinder",
-        "an orange box right of a red torus",
-        "a red cone",
-        "a cyan cylinder behind a blue torus",
+        "a red cylinder left of a yellow sphere, and an orange sphere",
+        "an orange box and a red torus",
+        "a red torus",
+        "a cyan torus in front of a blue cylinder",
     ]
 
 
