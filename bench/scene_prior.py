@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..depth.codec import encode
+from ..depth.metrics import depth_metrics, fitted
 from ..files import written_whole
 from . import scenes, tiny_taesd
 from .scene_plan import plan
@@ -23,38 +25,18 @@ log = logging.getLogger(__name__)
 
 TRAINED_SEED, HELD_OUT_SEED = 0, 1_000_000
 """Seeds of the scenes that the prior is trained on, and of those that it is measured on."""
-_LOW, _HIGH = 0.01, 0.99
 _PART, _DEPTH_SHARE, _MEASURED = 250, 3, 64
 _LEVELS = 255.0
 
 
 def depth_pictures(depth: Tensor) -> Tensor:
-    """Depth drawn as grey pictures (B, H, W, 3): near black, far white.
-
-    (log depth - q01) / (q99 - q01), clamped to [0, 1]; q01 and q99 are the percentiles of a picture's log depth.
-
-    Args:
-        depth: (B, H, W), metres, above 0.
-    """
-    logarithm = depth.log()
-    low, high = torch.quantile(logarithm.flatten(1), torch.tensor([_LOW, _HIGH]).to(depth), dim=1)[..., None, None]
-    return ((logarithm - low) / (high - low).clamp(min=1e-6)).clamp(0.0, 1.0)[..., None].expand(*depth.shape, 3)
+    """Depth (B, H, W), metres, above 0, drawn as grey pictures (B, H, W, 3) in [0, 1]: near black, far white."""
+    return (encode(depth, torch.ones_like(depth, dtype=torch.bool)).picture + 1.0) / 2.0
 
 
-def aligned_error(values: Tensor, depth: Tensor) -> Tensor:
-    """AbsRel (B,) of depth known up to an affine map of its logarithm: mean of |e^(a·value + b) - depth| / depth.
-
-    a and b are each picture's least squares fit of a·value + b to log depth.
-
-    Args:
-        values: (B, H, W), larger is farther.
-        depth: (B, H, W), metres.
-    """
-    x, y = values.flatten(1).double(), depth.flatten(1).double().log()
-    x_mean, y_mean = x.mean(dim=1, keepdim=True), y.mean(dim=1, keepdim=True)
-    slope = ((x - x_mean) * (y - y_mean)).sum(1, keepdim=True) / (x - x_mean).square().sum(1, keepdim=True).clamp(1e-12)
-    fitted = (slope * (x - x_mean) + y_mean).exp()
-    return ((fitted - y.exp()).abs() / y.exp()).mean(dim=1)
+def abs_rel(drawn: Tensor, depth: Tensor) -> float:
+    """AbsRel of values (B, H, W) that know depth up to scale and shift of its logarithm."""
+    return depth_metrics(fitted(drawn, depth, None, "log"), depth)["abs_rel"]
 
 
 class SceneSubject:
@@ -115,12 +97,11 @@ class SceneSubject:
             tiny_taesd.decode(autoencoder, tiny_taesd.encode(autoencoder, pictures))
             for pictures in (made.pictures, depth_pictures(made.depth))
         )
-        errors = {
-            "picture_error": (again - made.pictures).abs().mean(),
-            "depth_absrel": aligned_error(drawn.mean(dim=-1), made.depth).mean(),
-            "constant_absrel": aligned_error(torch.zeros_like(made.depth), made.depth).mean(),
+        return {
+            "picture_error": float((again - made.pictures).abs().mean()),
+            "depth_absrel": abs_rel(drawn.mean(dim=-1), made.depth),
+            "constant_absrel": abs_rel(torch.zeros_like(made.depth), made.depth),
         }
-        return {name: float(value) for name, value in errors.items()}
 
     def _named(self) -> tuple[list[str], Tensor]:
         """The different captions, and each scene's."""
