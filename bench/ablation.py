@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..files import written_whole
-from ..hosts import use
-from ..hosts.headless.host import HeadlessHost
 from ..nodes import NODE_CLASS_MAPPINGS
 from ..training.objective import OBJECTIVES
 from . import digits, tiny_prior
 from .judging import Judge, save_picture
+from .loaded_prior import LoadedPrior, lora_everywhere
 from .summary import summary
 
 log = logging.getLogger(__name__)
@@ -66,13 +65,11 @@ class Bench:
     """
 
     def __init__(self, models: Path, work: Path, setting: Setting) -> None:
-        prior = tiny_prior.ensure(setting.prior, models)
+        prior = LoadedPrior(tiny_prior.ensure(setting.prior, models), work)
         self.setting, self.work = setting, work
-        self._host = HeadlessHost(models, work / "input", work / "output")
-        use(self._host)
-        self.model, self.clip, self.vae = self._host.load_checkpoint(prior.name)
+        self.model, self.clip, self.vae = prior.model, prior.clip, prior.vae
         self.train, self.held_out = self._datasets()
-        self._judge = Judge(self._host, self.clip, self.vae, STYLE)
+        self._judge = Judge(prior.host, self.clip, self.vae, STYLE)
 
     def _datasets(self) -> tuple[Any, Any]:
         """Training images of the style, and held-out digits drawn in it."""
@@ -86,8 +83,6 @@ class Bench:
     def run(self, objective: str, seed: int) -> dict[str, Any]:
         """Trains one LoRA and measures it."""
         setting, nodes = self.setting, NODE_CLASS_MAPPINGS
-        switches = dict.fromkeys(("attention_out", "feed_forward", "proj", "conv", "time"), True)
-        [lora] = nodes["Diff2FlowLoraConfig"]().build("custom", setting.rank, float(setting.rank), **switches)
         [watch] = nodes["Diff2FlowTrainWatch"]().build(
             self.vae, self.clip, "", 0, "1", 1.0, 64, 64, 0, validate_every=setting.steps // 3,
             validation=self.held_out,
@@ -95,8 +90,8 @@ class Bench:
         [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=10, ema=0.98)
         name = f"ablation_{objective}_{seed}"
         model, *_ = nodes["Diff2FlowTrain"]().train(
-            self.model, self.train, lora, objective, setting.steps, setting.batch_size, setting.learning_rate, seed,
-            name, optimizer=optimizer, watch=watch,
+            self.model, self.train, lora_everywhere(setting.rank), objective, setting.steps, setting.batch_size,
+            setting.learning_rate, seed, name, optimizer=optimizer, watch=watch,
         )  # fmt: skip
         return {"validation": self._validation(name), **self.measured(model, seed, name)}
 

@@ -23,12 +23,11 @@ from torch import Tensor
 from ..depth.ensemble import flicker
 from ..depth.metrics import depth_metrics, fitted
 from ..files import written_whole
-from ..hosts import use
-from ..hosts.headless.host import HeadlessHost
 from ..nodes import NODE_CLASS_MAPPINGS
 from . import digits, scenes, tiny_prior
 from .depth_regressor import trained_regressor
 from .depth_table import markdown
+from .loaded_prior import LoadedPrior, lora_everywhere
 from .runs import Runs, write_json
 from .scene_prior import HELD_OUT_SEED, depth_pictures
 from .summary import summary
@@ -88,11 +87,9 @@ class Bench:
     """
 
     def __init__(self, models: Path, work: Path, setting: Setting) -> None:
-        prior = tiny_prior.ensure_narrow(setting.prior, models)
-        self.setting, self._work = setting, work
-        self._host = HeadlessHost(models, work / "input", work / "output")
-        use(self._host)
-        self._model, self._clip, self._vae = self._host.load_checkpoint(prior.name)
+        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work)
+        self.setting, self._work, self._host = setting, work, prior.host
+        self._model, self._clip, self._vae = prior.model, prior.clip, prior.vae
         self._train = work / "input" / f"scenes_{setting.scenes}"
         if not self._train.is_dir():
             scenes.write(self._train, setting.scenes, seed=_SEED, depth_format="npy")
@@ -118,11 +115,7 @@ class Bench:
         dataset, _ = nodes["Diff2FlowDepthDataset"]().build(
             self._train.name, self._vae, self._clip, scenes.SIZE, flips=True
         )
-        switches = dict.fromkeys(("attention_out", "feed_forward", "proj", "conv", "time", "ends_in_full"), True)
-        widening = {"widening": changes["widening"]} if "widening" in changes else {}
-        [lora] = nodes["Diff2FlowLoraConfig"]().build(
-            "custom", setting.rank, float(setting.rank), **switches, **widening
-        )
+        lora = lora_everywhere(setting.rank, True, changes.get("widening", "zeros"))
         [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=20, ema=0.98)
         [loss] = nodes["Diff2FlowLossConfig"]().build(
             **{key: value for key, value in changes.items() if key in ("weighting", "t_range")}

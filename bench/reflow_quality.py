@@ -24,12 +24,11 @@ from typing import Any
 from torch import Tensor
 
 from ..files import written_whole
-from ..hosts import use
-from ..hosts.headless.host import HeadlessHost
 from ..nodes import NODE_CLASS_MAPPINGS
 from . import digits, tiny_prior
 from .dpm_solver import dpm_solver
 from .judging import Judge, save_picture
+from .loaded_prior import LoadedPrior, lora_everywhere
 from .reflow_table import markdown
 from .runs import Runs, write_json
 from .summary import summary
@@ -106,11 +105,9 @@ class Bench:
     """
 
     def __init__(self, models: Path, work: Path, setting: Setting) -> None:
-        prior = tiny_prior.ensure_narrow(setting.prior, models)
-        self.setting, self._work = setting, work
-        self._host = HeadlessHost(models, work / "input", work / "output")
-        use(self._host)
-        self._model, self._clip, self._vae = self._host.load_checkpoint(prior.name)
+        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work)
+        self.setting, self._work, self._host = setting, work, prior.host
+        self._model, self._clip, self._vae = prior.model, prior.clip, prior.vae
         self._judge = Judge(self._host, self._clip, self._vae, "plain")
 
     def run(self, method: str, seed: int) -> dict[str, Any]:
@@ -163,14 +160,12 @@ class Bench:
 
     def _trained(self, model: Any, data: Any, recipe: dict[str, Any], seed: int, name: str) -> Any:
         setting, nodes = self.setting, NODE_CLASS_MAPPINGS
-        switches = dict.fromkeys(("attention_out", "feed_forward", "proj", "conv", "time"), True)
-        [lora] = nodes["Diff2FlowLoraConfig"]().build("custom", setting.rank, float(setting.rank), **switches)
         [loss] = nodes["Diff2FlowReflowRecipe"]().build(**recipe)
         [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=20, ema=0.99)
         steps = setting.window_training if recipe["recipe"] == "windows" else setting.steps
         return nodes["Diff2FlowTrain"]().train(
-            model, data, lora, "diff2flow", steps, setting.batch_size, setting.learning_rate, seed, name,
-            optimizer=optimizer, loss=loss, save_dtype="fp32",
+            model, data, lora_everywhere(setting.rank), "diff2flow", steps, setting.batch_size, setting.learning_rate,
+            seed, name, optimizer=optimizer, loss=loss, save_dtype="fp32",
         )[0]  # fmt: skip
 
     def _measured(self, draw: Any, seed: int, name: str) -> dict[str, float]:

@@ -58,8 +58,8 @@ class Diff2FlowImageDataset(DatasetNode):
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"folder": _folder_input(), "vae": VAE, "clip": CLIP, "resolution": _resolution_input()},
-            "optional": {**_caption_inputs(), **_bucket_inputs(), "flips": _FLIPS, **_mask_inputs()},
+            "required": {"folder": _folder_input(), "vae": VAE, "clip": CLIP, "resolution": resolution_input()},
+            "optional": {**_caption_inputs(), **bucket_inputs(), "flips": _FLIPS, **_mask_inputs()},
         }
 
     @classmethod
@@ -182,7 +182,8 @@ def _folder_input() -> Widget:
     )
 
 
-def _resolution_input() -> Widget:
+def resolution_input() -> Widget:
+    """Side of the training images."""
     return count(
         512,
         8,
@@ -210,7 +211,8 @@ def _caption_inputs() -> dict[str, Any]:
     }
 
 
-def _bucket_inputs() -> dict[str, Any]:
+def bucket_inputs() -> dict[str, Any]:
+    """Which sizes images are brought to."""
     return {
         "bucketing": choice(
             BUCKETINGS,

@@ -15,9 +15,9 @@ from ..hosts import current
 from ..hosts.choice import START_CHOICES
 from ..hosts.depth_estimation import NOISES, DepthPlan, estimate
 from ..samplers import SOLVERS
-from ..training.buckets import BUCKETINGS, Sizes
+from ..training.buckets import Sizes
 from ..training.depth_folder import DepthSettings, depth_dataset
-from .datasets import CLIP, VAE, DatasetNode, encoders_of, folder_named
+from .datasets import CLIP, VAE, DatasetNode, bucket_inputs, encoders_of, folder_named, resolution_input
 from .errors import names_node
 from .widgets import choice, count, line, number, seed, switch
 
@@ -36,8 +36,8 @@ class Diff2FlowDepthDataset(DatasetNode):
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"folder": _folder_input(), "vae": VAE, "clip": CLIP, "resolution": _resolution_input()},
-            "optional": {**_depth_inputs(), **_bucket_inputs()},
+            "required": {"folder": _folder_input(), "vae": VAE, "clip": CLIP, "resolution": resolution_input()},
+            "optional": {**_depth_inputs(), **_size_inputs()},
         }
 
     @classmethod
@@ -150,17 +150,6 @@ def _folder_input() -> Any:
     )
 
 
-def _resolution_input() -> Any:
-    return count(
-        512,
-        8,
-        4096,
-        "Side of the training images in pixels, a multiple of 8 (of 64 for full-size checkpoints). Image and depth are"
-        " scaled alike to cover it and cropped in the middle, never stretched.",
-        step=8,
-    )
-
-
 def _depth_inputs() -> dict[str, Any]:
     return {
         "layout": choice(
@@ -181,24 +170,10 @@ def _depth_inputs() -> dict[str, Any]:
     }
 
 
-def _bucket_inputs() -> dict[str, Any]:
-    return {
-        "bucketing": choice(
-            BUCKETINGS,
-            "square",
-            "square: every pair is cropped to resolution × resolution. aspect: they keep about their shape, sorted into"
-            " sizes of at most that area.",
-        ),
-        "bucket_step": count(64, 8, 512, "With bucketing 'aspect': sides are multiples of this, in pixels.", step=8),
-        "max_aspect": number(
-            2.0,
-            8.0,
-            0.1,
-            "With bucketing 'aspect': long side over short side of the longest sizes.",
-            minimum=1.0,
-            rounding=None,
-        ),
-    }
+def _size_inputs() -> dict[str, Any]:
+    """One resolution, as a square or in buckets."""
+    inputs = bucket_inputs()
+    return {name: inputs[name] for name in ("bucketing", "bucket_step", "max_aspect")}
 
 
 def _estimate_inputs() -> dict[str, Any]:
