@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog=name, description=__doc__.split("\n")[0])
     parser.add_argument("--models", type=Path, required=True, help="models folder with the tiny prior, or to train it")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--prior", choices=sorted(tiny_prior.QUALITIES), default="bench")
+    parser.add_argument("--prior", choices=("bench", "demo"), default="bench")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=Setting.steps)
     parser.add_argument("--learning-rate", type=float, default=Setting.learning_rate)
