@@ -16,7 +16,6 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from . import digits, tiny_prior
 from .dpm_solver import dpm_solver
 from .judging import Judge, save_picture
 from .reflow_table import markdown
+from .runs import Runs, write_json
 from .summary import summary
 
 log = logging.getLogger(__name__)
@@ -227,39 +227,21 @@ def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds:
         methods: of METHODS.
         seeds: of the runs.
     """
-    key, bench = json.loads(json.dumps(asdict(setting))), Bench(models, out / "work", setting)
+    runs, bench = Runs(out / "runs", setting), Bench(models, out / "work", setting)
     if set(methods) - set(BASES):
         bench.pairs()
-    for method, seed in ((method, seed) for seed in seeds for method in methods):
-        file = out / "runs" / f"{method} {seed}.json"
-        if not file.is_file() or json.loads(file.read_text(encoding="utf-8"))["setting"] != key:
-            result = {"setting": key, "name": f"{method}/{seed}", "result": bench.run(method, seed)}
-            _write(file, result)
-            log.info("%s", json.dumps(result))
-        collected(out, key)
-    return out / "reflow_quality.json"
+    runs.make(methods, seeds, bench.run)
+    return collected(out, runs)
 
 
-def collected(out: Path, setting: dict[str, Any]) -> None:
+def collected(out: Path, runs: Runs) -> Path:
     """Writes reflow_quality.json of all runs that are done, and reflow_quality.md where none is missing for it."""
-    runs = dict(_done(out / "runs", setting))
-    means = summary(runs)
-    _write(out / "reflow_quality.json", {"setting": setting, "runs": runs, "summary": means})
+    means = summary(runs.done())
+    write_json(out / "reflow_quality.json", {"setting": runs.setting, "runs": runs.done(), "summary": means})
     if {"base Euler", "base DPM-Solver++", "fast"} <= set(means):
         with written_whole(out / "reflow_quality.md") as temporary:
-            temporary.write_text(markdown(setting, means), encoding="utf-8")
-
-
-def _done(folder: Path, setting: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in sorted(folder.glob("*.json")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["setting"] == setting:
-            yield found["name"], found["result"]
-
-
-def _write(path: Path, what: Any) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(what, indent=1), encoding="utf-8")
+            temporary.write_text(markdown(runs.setting, means), encoding="utf-8")
+    return out / "reflow_quality.json"
 
 
 def main(arguments: list[str] | None = None) -> None:

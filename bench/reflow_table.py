@@ -28,16 +28,25 @@ def markdown(setting: Mapping[str, Any], summary: Summary) -> str:
     steps = [int(count) for count in setting["sample_steps"]]
     shown = ", ".join(f"{name} {value}" for name, value in setting.items() if name != "sample_steps")
     parts = ["# Reflow on the tiny prior", f"Settings: {shown}. Mean ± deviation over the seeds; the number of seeds."]
-    parts += [_table(summary, steps, *each) for each in _TABLES]
+    parts += [steps_table(summary, steps, f"samples/{{}}/{number}", title, form) for number, title, form in _TABLES]
     parts += [_straightness(summary), "## Goals\n\n" + "\n".join(f"- {line}" for line in goals(summary))]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(summary: Summary, steps: list[int], number: str, title: str, form: str) -> str:
+def steps_table(summary: Summary, steps: list[int], number: str, title: str, form: str) -> str:
+    """A table of a number, methods by steps.
+
+    Args:
+        summary: by method and number.
+        steps: step counts, a column each.
+        number: its key, with {} for the step count.
+        title: of the table.
+        form: of the number, such as "{:.2f}".
+    """
     head = "| method | " + " | ".join(f"{count} steps" if count > 1 else "1 step" for count in steps) + " | seeds |"
     lines = [f"## {title}", "", head, "|---" * (len(steps) + 2) + "|"]
     for method, numbers in summary.items():
-        cells = [numbers[f"samples/{count}/{number}"] for count in steps]
+        cells = [numbers[number.format(count)] for count in steps]
         values = [f"{form.format(cell['mean'])} ± {form.format(cell['deviation'])}" for cell in cells]
         lines.append(f"| {method} | {' | '.join(values)} | {cells[0]['seeds']:.0f} |")
     return "\n".join(lines)
@@ -62,15 +71,16 @@ def goals(summary: Summary) -> list[str]:
     teacher, lines = distance(_TEACHER, 25), []
     for count, allowed in _ALLOWED.items():
         ratio = distance(_OURS, count) / teacher
-        lines.append(_line(f"ours at {count} steps over the teacher at 25", ratio, ratio <= allowed, f"≤ {allowed}"))
+        lines.append(verdict(f"ours at {count} steps over the teacher at 25", ratio, ratio <= allowed, f"≤ {allowed}"))
     for base in (_TEACHER, "base DPM-Solver++"):
         ratio = distance(base, 2) / distance(_OURS, 2)
-        lines.append(_line(f"{base} at 2 steps over ours", ratio, ratio >= _WORSE, f"≥ {_WORSE:g}"))
+        lines.append(verdict(f"{base} at 2 steps over ours", ratio, ratio >= _WORSE, f"≥ {_WORSE:g}"))
     straight = {name: summary[name]["straightness/mean"]["mean"] for name in (_TEACHER, _OURS)}
     ratio = straight[_TEACHER] / straight[_OURS]
-    lines.append(_line("the base's straightness over ours", ratio, ratio >= _STRAIGHTER, f"≥ {_STRAIGHTER:g}"))
+    lines.append(verdict("the base's straightness over ours", ratio, ratio >= _STRAIGHTER, f"≥ {_STRAIGHTER:g}"))
     return lines
 
 
-def _line(what: str, found: float, holds: bool, goal: str) -> str:
+def verdict(what: str, found: float, holds: bool, goal: str) -> str:
+    """A goal, what was found, and whether it holds, in a line."""
     return f"{what}: {found:.3f}, goal {goal}: {'holds' if holds else 'does not hold'}"

@@ -1,4 +1,4 @@
-"""Trains the tiny prior: a slim SD1.5 checkpoint of handwritten digits that stock ComfyUI loads.
+"""Trains the tiny prior: a slim SD1.5 checkpoint of handwritten digits, or of scenes, that stock ComfyUI loads.
 
     python -m diff2flow_nodes.bench.tiny_prior --quality demo --models models
 
@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from ..files import written_whole
-from . import classifier, digits, ldm_layout, text_weights, tiny_taesd, tiny_unet
+from . import classifier, digits, ldm_layout, subjects, text_weights, tiny_taesd, tiny_unet
 from .random_prior import build_random
+from .scene_prior import SceneSubject
 from .short_training import Plan, ShortTraining
+from .subjects import Subject, some_empty, text_encoder
 from .widen import narrowed, widened
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ CFG = 3.0
 _VERSION = 1
 _KEY = "diff2flow.tiny_prior"
 _ACCURACY = "diff2flow.accuracy_50_steps"
+_AUTOENCODER = "diff2flow.autoencoder."
 _PLAIN_SHARE = 3
-_EMPTY_CAPTIONS = 0.1
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,38 @@ class Quality:
         """Tells files of other settings apart."""
         return hashlib.sha256(repr((_VERSION, sorted(asdict(self).items()))).encode()).hexdigest()[:16]
 
+    def subject(self, work: Path) -> Subject:
+        """What is trained on: digits.
+
+        Args:
+            work: folder for what can be used again after an interruption.
+        """
+        return DigitSubject(self.wordings, self.variants, self.seed)
+
+
+@dataclass(frozen=True)
+class SceneQuality(Quality):
+    """A prior of synthetic scenes.
+
+    Args:
+        scenes: how many are trained on.
+        captions: how many different captions at most.
+
+    Raises:
+        ValueError: an accuracy is asked for.
+    """
+
+    scenes: int = 6000
+    captions: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.accuracy:
+            raise ValueError(f"the classifier reads no scenes; leave accuracy 0 instead of {self.accuracy}")
+
+    def subject(self, work: Path) -> Subject:
+        """What is trained on: scenes, and for the autoencoder their depth."""
+        return SceneSubject(self.scenes, self.captions, work, self.key)
+
 
 QUALITIES = {
     "demo": Quality(
@@ -91,11 +125,16 @@ QUALITIES = {
         accuracy=0.97,
         rounds=8,
     ),
+    "scenes": SceneQuality(
+        "scenes",
+        autoencoder=Plan(steps=1000, rate=1e-3, warm_up=20, average=0.99),
+        unet=Plan(steps=5000, rate=2e-3, warm_up=100, average=0.999, save_every=300.0),
+    ),
 }
 
 
 def ensure(name: str, models: Path) -> Path:
-    """The checkpoint of a quality by its name, "demo" or "bench"; trained if it is not there yet.
+    """The checkpoint of a quality by its name, "demo", "bench" or "scenes"; trained if it is not there yet.
 
     Args:
         models: the models folder.
@@ -119,18 +158,19 @@ def build(quality: Quality, models: Path) -> Path:
         log.info("%s is there already", path)
         return path
     work = Path(models) / "tiny_prior_work" / quality.name
-    text = text_weights.clip_l(quality.seed)
-    captions = Captions(text, digits.CAPTIONS[: quality.wordings])
-    autoencoder = train_autoencoder(quality, work)
-    z = latents(autoencoder, quality)
+    text, subject = text_weights.clip_l(quality.seed), quality.subject(work)
+    autoencoder = train_autoencoder(quality, subject, work)
+    measured = {_AUTOENCODER + key: f"{value:.4f}" for key, value in subject.measured(autoencoder).items()}
+    log.info("the autoencoder of %s is trained %s", quality.name, measured or "")
+    z = torch.cat([tiny_taesd.encode(autoencoder, pictures) for pictures in subject.pictures()])
     scale, shift = tiny_taesd.file_scale(z)
-    unet, accuracy = train_unet(quality, z, autoencoder, captions, work)
+    unet, accuracy = train_unet(quality, subject.labels, z, autoencoder, subject.captions(text), work)
     state = ldm_layout.checkpoint(
         {key: value.half() for key, value in ldm_layout.unet_to_ldm(wide_state(unet, quality), 1).items()},
         ldm_layout.taesd_to_comfy(autoencoder.state_dict(), scale, shift),
         text,
     )
-    _write(path, state, {_KEY: quality.key, _ACCURACY: "" if accuracy is None else f"{accuracy:.4f}"})
+    _write(path, state, {_KEY: quality.key, _ACCURACY: "" if accuracy is None else f"{accuracy:.4f}"} | measured)
     shutil.rmtree(work, ignore_errors=True)
     log.info("%s: %.0f MB", path, path.stat().st_size / 1e6)
     return path
@@ -153,7 +193,7 @@ def ensure_narrow(name: str, models: Path) -> Path:
         return path
     with safe_open(str(wide), framework="pt") as file:
         state = {key: file.get_tensor(key) for key in list(file.keys())}
-        metadata = {key: (file.metadata() or {}).get(key, "") for key in (_KEY, _ACCURACY)}
+        metadata = {key: value for key, value in (file.metadata() or {}).items() if key.startswith("diff2flow.")}
     like = ldm_layout.unet_to_ldm(tiny_unet.trainable_unet(WIDTH // quality.copies, quality.seed).state_dict(), 1)
     unet = narrowed({key: state[ldm_layout.UNET_PREFIX + key] for key in like}, like, quality.copies)
     state |= {ldm_layout.UNET_PREFIX + key: value.contiguous() for key, value in unet.items()}
@@ -184,10 +224,7 @@ class Captions:
     """
 
     def __init__(self, text: Mapping[str, Tensor], templates: Sequence[str]) -> None:
-        from ..hosts.headless.text import read_text_encoder
-
-        prefixed = {ldm_layout.TEXT_PREFIX + key: value for key, value in text.items()}
-        encoder = read_text_encoder(prefixed, "SD1", "the tiny prior", torch.device("cpu"))
+        encoder = text_encoder(text)
         rows = {t: [encoder.encode(digits.caption(i, t))[0][0] for i in range(10)] for t in set(templates)}
         self.empty = encoder.encode("")[0][0]
         self._by_template = torch.stack([torch.cat(rows[template]) for template in templates])
@@ -196,44 +233,81 @@ class Captions:
     def drawn(self, labels: Tensor, random: torch.Generator) -> Tensor:
         """A caption's embedding (B, 77, 768) for each label, in any of the wordings; a tenth are empty."""
         template = torch.randint(0, len(self._by_template), labels.shape, generator=random)
-        empty = torch.rand(labels.shape, generator=random) < _EMPTY_CAPTIONS
-        return torch.where(empty[:, None, None], self.empty, self._by_template[template, labels])
+        return some_empty(self._by_template[template, labels], self.empty, random)
 
 
-def train_autoencoder(quality: Quality, work: Path) -> AutoencoderTiny:
-    """The autoencoder, trained on plain digits and on digits in all colours, slants and widths."""
+class DigitSubject:
+    """Plain handwritten digits; the autoencoder learns them in all colours, slants and widths as well.
+
+    Args:
+        wordings: how many of digits.CAPTIONS.
+        variants: drawings of each digit.
+        seed: of how they are moved.
+    """
+
+    def __init__(self, wordings: int, variants: int, seed: int) -> None:
+        self._images, labels = digits.split(held_out=False)
+        self._wordings, self._variants, self._seed = wordings, variants, seed
+        self._labels = labels.repeat(variants)
+
+    @property
+    def labels(self) -> Tensor:
+        """(variants · N,), the digits."""
+        return self._labels
+
+    def pictures(self) -> Iterator[Tensor]:
+        """The plain digits, all of one variant together."""
+        random, plain = torch.Generator().manual_seed(self._seed), digits.STYLES["plain"]
+        yield digits.render(self._images, plain)
+        for _ in range(self._variants - 1):
+            yield digits.render(digits.moved(self._images, random), plain)
+
+    def shown(self, count: int, random: torch.Generator) -> tuple[Tensor, int]:
+        """A third plain, the others in all colours, slants and widths."""
+        chosen, plain = (
+            self._images[torch.randint(0, len(self._images), (count,), generator=random)],
+            count // _PLAIN_SHARE,
+        )
+        pictures = [digits.render(chosen[:plain], digits.STYLES["plain"]), digits.varied(chosen[plain:], random)]
+        return torch.cat(pictures), plain
+
+    def captions(self, text: Mapping[str, Tensor]) -> Captions:
+        """In as many wordings as asked for."""
+        return Captions(text, digits.CAPTIONS[: self._wordings])
+
+    def measured(self, autoencoder: AutoencoderTiny) -> dict[str, float]:
+        """Nothing: the classifier judges the samples."""
+        return {}
+
+
+def train_autoencoder(quality: Quality, subject: Subject, work: Path) -> AutoencoderTiny:
+    """The autoencoder, trained on what the subject shows it."""
     module = tiny_taesd.block_mean_autoencoder(quality.seed)
-    images, _ = digits.split(held_out=False)
-    batch, plain = quality.autoencoder_batch, quality.autoencoder_batch // _PLAIN_SHARE
 
     def loss(random: torch.Generator) -> Tensor:
-        chosen = images[torch.randint(0, len(images), (batch,), generator=random)]
-        pictures = [digits.render(chosen[:plain], digits.STYLES["plain"]), digits.varied(chosen[plain:], random)]
-        return tiny_taesd.reconstruction_loss(module, torch.cat(pictures), plain, random)
+        return tiny_taesd.reconstruction_loss(module, *subject.shown(quality.autoencoder_batch, random), random)
 
     training = ShortTraining(module, quality.autoencoder, work / "autoencoder.safetensors", quality.key, "autoencoder")
     training.run(loss)
     return training.averaged()
 
 
-def latents(autoencoder: AutoencoderTiny, quality: Quality) -> Tensor:
-    """z (variants · N, 4, 8, 8) of the plain digits, all of one variant together."""
-    images, _ = digits.split(held_out=False)
-    random = torch.Generator().manual_seed(quality.seed)
-    plain = digits.STYLES["plain"]
-    drawn = [digits.render(images, plain)]
-    for _ in range(quality.variants - 1):
-        drawn.append(digits.render(digits.moved(images, random), plain))
-    return torch.cat([tiny_taesd.encode(autoencoder, pictures) for pictures in drawn])
-
-
 def train_unet(
-    quality: Quality, z: Tensor, autoencoder: AutoencoderTiny, captions: Captions, work: Path
+    quality: Quality,
+    labels: Tensor,
+    z: Tensor,
+    autoencoder: AutoencoderTiny,
+    captions: subjects.Captions,
+    work: Path,
 ) -> tuple[UNet2DConditionModel, float | None]:
-    """The UNet, as narrow as it is trained, and the share of its samples that is read right (None: not asked for)."""
+    """The UNet, as narrow as it is trained, and the share of its samples that is read right (None: not asked for).
+
+    Args:
+        labels: (N,), which caption each picture has.
+        z: (N, 4, 8, 8) of the pictures.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     unet = tiny_unet.trainable_unet(WIDTH // quality.copies, quality.seed).to(device)
-    labels = digits.split(held_out=False)[1].repeat(quality.variants)
     mean, std = z.mean(), z.std()
 
     def loss(random: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 REDUCTIONS = ("median", "mean")
-_ROUNDS = 10
+_ROUNDS, _CLOSE = 10, 1e-6
 _LEAST = 1e-3  # of a scale, as a part of the others' mean: no member is turned around or thrown away
 
 
@@ -74,8 +74,10 @@ def _aligned(members: Tensor, reduction: str) -> Tensor:
     scales = torch.ones_like(level)
     for _ in range(_ROUNDS):
         reference = _reduced(scales * unit, reduction)
-        scales = (unit * (reference - reference.mean())).mean(dim=1, keepdim=True)
+        before, scales = scales, (unit * (reference - reference.mean())).mean(dim=1, keepdim=True)
         scales = _positive(scales, varies)
+        if (scales - before).abs().max() < _CLOSE:
+            break
     return level.mean() + spread.mean() * scales * unit
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .depth_estimation import DepthPlan, estimate_along
 from .port import Host
 
 if TYPE_CHECKING:
@@ -51,6 +52,40 @@ class SamplePlan:
                 raise ValueError(f"{name} must be a multiple of 8, not {getattr(self, name)}")
 
 
+class TrainingDepth:
+    """Estimates the depth of the same images again and again.
+
+    Args:
+        host: samples and decodes.
+        plan: steps, seed and solver count.
+        vae, clip: the host's.
+        images: IMAGE (B, H, W, 3).
+    """
+
+    of_depth = True
+
+    def __init__(self, host: Host, plan: SamplePlan, vae: Any, clip: Any, images: Tensor) -> None:
+        self._host, self._plan, self._vae, self._clip, self._images = host, plan, vae, clip, images
+
+    def __call__(self, model: Any, flow: FlowParameterization, text: TextBackbone | None) -> list[tuple[str, Tensor]]:
+        """A pair for each number of steps: "4 steps", the depth pictures (B, H, W, 3), near white.
+
+        Args:
+            model: MODEL that samples through the network in training.
+            flow: along which.
+            text: without effect, depth is estimated without text.
+        """
+        from ..depth.colors import shown_depth
+
+        plan, longer = self._plan, max(self._images.shape[1:3])
+        found = []
+        for steps in plan.steps:
+            how = DepthPlan(steps, plan.solver, plan.seed, resolution=longer)
+            depth = estimate_along(self._host, model, flow, self._clip, self._vae, self._images, how).depth
+            found.append((f"{steps} steps", shown_depth(depth, "near_white", "grey")))
+        return found
+
+
 class TrainingSamples:
     """Draws a plan again and again.
 
@@ -59,6 +94,8 @@ class TrainingSamples:
         plan: what.
         vae, clip: the host's; prompts are encoded now, once.
     """
+
+    of_depth = False
 
     def __init__(self, host: Host, plan: SamplePlan, vae: Any, clip: Any) -> None:
         self._host, self._plan, self._vae = host, plan, vae

@@ -118,10 +118,26 @@ def _watched(dataset: Any, config: WatchConfig | None, seed: int) -> tuple[Any, 
     """The dataset without what is held out of it, and what is watched."""
     if config is None:
         return dataset, Watch()
+    _require_fitting(dataset, config)
     if not config.held_out_share:
         return dataset, config.watch
     dataset, held_out = dataset.split(config.held_out_share, seed)
     return dataset, replace(config.watch, held_out=held_out)
+
+
+def _require_fitting(dataset: Any, config: WatchConfig) -> None:
+    """ValueError where samples are of images and depth is trained, or the other way round."""
+    draw = config.watch.draw
+    if draw is not None and draw.of_depth != bool(dataset.image_channels):
+        way = (
+            "connect images to Diff2Flow Train Watch"
+            if dataset.image_channels
+            else "take images off Diff2Flow Train Watch"
+        )
+        raise ValueError(
+            f"watch: its samples are {'depth' if draw.of_depth else 'images of prompts'}, which is not what"
+            f" '{dataset.name}' trains; {way}, or set sample_every to 0"
+        )
 
 
 def _train_inputs() -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..hosts import current
-from ..hosts.training_samples import SamplePlan, TrainingSamples
+from ..hosts.training_samples import SamplePlan, TrainingDepth, TrainingSamples
 from ..samplers import SOLVERS
 from ..training.finetune import Watch
 from ..training.objective import LOSSES, SWITCH, T_RANGES, WEIGHTINGS, ObjectiveSettings
@@ -290,16 +290,18 @@ class Diff2FlowTrainWatch:
         held_out_share: float = 0.1,
         validation: Any = None,
         tensorboard: bool = False,
+        images: Any = None,
     ) -> tuple[WatchConfig]:
         if not 0.0 < held_out_share < 1.0:
             raise ValueError(f"held_out_share must be above 0 and below 1, not {held_out_share}; 0.1 is usual")
         draw = None
         if sample_every:
-            lines = tuple(line.strip() for line in prompts.splitlines() if line.strip())
-            plan = SamplePlan(
-                lines, negative, listed_numbers(sample_steps, "sample_steps"), cfg, width, height, seed, solver
-            )
+            lines = tuple(line.strip() for line in prompts.splitlines() if line.strip()) or ("",) * (images is not None)
+            counts = listed_numbers(sample_steps, "sample_steps")
+            plan = SamplePlan(lines, negative, counts, cfg, width, height, seed, solver)
             draw = TrainingSamples(current(), plan, vae, clip)
+            if images is not None:
+                draw = TrainingDepth(current(), plan, vae, clip, images)
         watch = Watch(sample_every, draw, validate_every, validation, tensorboard)
         return (WatchConfig(watch, held_out_share if validate_every and validation is None else 0.0),)
 
@@ -343,5 +345,13 @@ def _validation_inputs() -> dict[str, Any]:
         ),
         "tensorboard": switch(
             False, "Event files for TensorBoard beside log.jsonl (package tensorboardX): losses, rates, norms."
+        ),
+        "images": (
+            "IMAGE",
+            {
+                "default": None,
+                "tooltip": "Depth only: images whose depth is drawn instead of prompts, in the size they have; sides in"
+                " multiples of 8 px.",
+            },
         ),
     }

@@ -1,5 +1,6 @@
 """Ensembles: affine copies become one, noise averages out, and nothing collapses."""
 
+import numpy
 import pytest
 import torch
 
@@ -54,6 +55,21 @@ def test_nothing_collapses_and_the_gauge_holds(reduction):
     torch.testing.assert_close(mean.mean(dim=(1, 2)), copies.mean(dim=(0, 2, 3)), atol=1e-9, rtol=0)
     spread = copies.std(dim=(2, 3)).mean(dim=0)
     assert (mean.std(dim=(1, 2)) / spread - 1).abs().max() < 0.15
+
+
+def test_the_mean_is_the_main_direction_of_the_members():
+    """Alternating least squares for the mean is power iteration on the members' correlations."""
+    _, members, _, _ = _members(5, 0.2)
+    draw = torch.Generator().manual_seed(2)
+    members[:2] += 2.0 * torch.randn(2, 2, 24, 32, generator=draw, dtype=torch.float64)  # two bad members
+    found = merged(members, "mean").depth
+    for b in range(2):
+        flat = members[:, b].flatten(1).numpy()
+        unit = (flat - flat.mean(axis=1, keepdims=True)) / flat.std(axis=1, keepdims=True)
+        weights = abs(numpy.linalg.eigh(numpy.corrcoef(flat))[1][:, -1])
+        assert weights[:2].max() < 0.6 * weights[2:].min()
+        expected = flat.mean() + flat.std(axis=1).mean() * (weights[:, None] / weights.mean() * unit).mean(axis=0)
+        numpy.testing.assert_allclose(found[b].flatten().numpy(), expected, atol=2e-3 * flat.std())
 
 
 def test_the_median_leaves_an_outlier_out_where_it_is_wrong():

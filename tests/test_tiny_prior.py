@@ -10,7 +10,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diff2flow_nodes.bench import classifier, digits, ldm_layout, text_weights, tiny_prior, tiny_taesd, tiny_unet
+from diff2flow_nodes.bench import (
+    classifier,
+    digits,
+    ldm_layout,
+    scene_plan,
+    scene_prior,
+    scenes,
+    text_weights,
+    tiny_prior,
+    tiny_taesd,
+    tiny_unet,
+)
 from diff2flow_nodes.bench.demo_picture import compose
 from diff2flow_nodes.bench.random_prior import build_random
 from diff2flow_nodes.bench.short_training import Plan, ShortTraining
@@ -253,6 +264,56 @@ def test_a_prior_is_built_once_and_its_work_is_cleared(tmp_path: Path, monkeypat
     written = path.stat().st_mtime_ns
     assert tiny_prior.build(quality, tmp_path).stat().st_mtime_ns == written
     assert not tiny_prior.is_finished(path, replace(quality, seed=1))
+
+
+def test_the_keys_of_the_priors_of_digits_stay() -> None:
+    """Another key would have everyone train them again."""
+    keys = {name: tiny_prior.QUALITIES[name].key for name in ("demo", "bench")}
+    assert keys == {"demo": "1dbf8017afe04689", "bench": "298484e138cd8c6e"}
+
+
+def test_a_prior_of_scenes_is_built_of_its_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shallow = text_weights.clip_l(0, layers=1)
+    monkeypatch.setattr(text_weights, "clip_l", lambda seed: shallow)
+    monkeypatch.setattr(scene_prior, "_MEASURED", 4)
+    one = Plan(1, 1e-3)
+    quality = tiny_prior.SceneQuality(
+        "test", one, one, autoencoder_batch=3, unet_batch=2, copies=10, scenes=8, captions=9
+    )
+    monkeypatch.setitem(tiny_prior.QUALITIES, "test", quality)
+    with safe_open(str(tiny_prior.ensure_narrow("test", tmp_path)), framework="pt") as file:
+        metadata = file.metadata()
+    assert 0 < float(metadata["diff2flow.autoencoder.depth_absrel"]) < 0.3
+    assert float(metadata["diff2flow.autoencoder.picture_error"]) < 0.2
+    with pytest.raises(ValueError, match="0.5"):
+        replace(quality, accuracy=0.5)
+
+
+def test_scenes_are_kept_and_called_by_what_is_in_them(tmp_path: Path) -> None:
+    subject = scene_prior.SceneSubject(40, 35, tmp_path, "k")
+    texts, labels = subject._named()
+    assert len(texts) == len(set(texts)) <= 35 and torch.equal(labels, subject.labels)
+    plans = [scene_plan.plan(i, scene_prior.TRAINED_SEED) for i in range(40)]
+    called = [texts[i] for i in labels.tolist()]
+    assert all(text in (p.caption, p.solids[0].name) for text, p in zip(called, plans, strict=True))
+    assert any(text == p.caption != p.solids[0].name for text, p in zip(called, plans, strict=True))
+    pictures = torch.cat(list(subject.pictures()))
+    assert pictures.shape == (40, 64, 64, 3)
+    shown, plain = subject.shown(6, torch.Generator().manual_seed(0))
+    assert plain == 4 and shown.shape == (6, 64, 64, 3) and (shown[4:] == shown[4:, ..., :1]).all()
+    written = (tmp_path / "scenes.safetensors").stat().st_mtime_ns
+    again = scene_prior.SceneSubject(40, 35, tmp_path, "k")
+    assert torch.equal(torch.cat(list(again.pictures())), pictures)
+    assert (tmp_path / "scenes.safetensors").stat().st_mtime_ns == written
+
+
+def test_depth_as_pictures_and_back() -> None:
+    depth = scenes.scenes([0, 1], seed=0).depth
+    drawn = scene_prior.depth_pictures(depth)
+    assert drawn.shape == (2, 64, 64, 3) and drawn.min() == 0 and drawn.max() == 1
+    assert scene_prior.abs_rel(drawn[..., 0], depth) < 0.01
+    assert scene_prior.abs_rel(3 * depth.log() - 1, depth) < 1e-5
+    assert scene_prior.abs_rel(torch.ones_like(depth), depth) > 0.1
 
 
 def test_the_picture_of_the_demo(tmp_path: Path) -> None:
