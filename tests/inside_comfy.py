@@ -638,6 +638,71 @@ def check_reflow_pairs() -> dict[str, Any]:
     return {"summary": summary, "spread": float(batch.latent.std())}
 
 
+def seeing(unet: Any, image: torch.Tensor | None = None) -> torch.Tensor:
+    """The call of `bare` on a widened network, with an image beside x; None: x itself."""
+    generator = torch.Generator().manual_seed(6)
+    x, context = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 77, 768, generator=generator)
+    beside = torch.cat([x, x if image is None else image], dim=1)
+    return unet(beside, torch.tensor([10.0, 700.0]), context=context, transformer_options={})
+
+
+def depth_lora(model: Any, widening: str = "zeros") -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """A depth LoRA away from where it begins, and what the widened network does that the original does not."""
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.training.adapters import trainable
+    from diff2flow_nodes.training.layers import LoraSettings
+
+    settings = LoraSettings(rank=4, alpha=4.0, ends_in_full=True, widening=widening)
+    image, found = torch.randn(2, 4, 8, 8), {}
+    with torch.inference_mode(False), current().training(model) as backbone:
+        plain = bare(backbone.module).detach()
+        with trainable(backbone, settings, 0, inputs=8) as adapters:
+            shown = image.clone() if widening == "zeros" else None
+            found["before training"] = difference(seeing(backbone.module, shown).detach(), plain)
+            moved(adapters)
+            found["after"] = difference(seeing(backbone.module, image.clone()).detach(), plain)
+            return adapters.state(), found
+
+
+def check_widening() -> dict[str, float]:
+    """Before training the widened network is the original: with any image, or halved where both latents are equal."""
+    found = {}
+    for widening in ("zeros", "halved"):
+        found |= {f"{widening} {name}": value for name, value in depth_lora(network(), widening)[1].items()}
+    assert max(found["zeros before training"], found["halved before training"]) <= 1e-5, found
+    assert min(found["zeros after"], found["halved after"]) > 1e-2, found
+    return found
+
+
+def check_loras_beside_depth() -> dict[str, Any]:
+    """While a depth LoRA's weights are on the shared network, other LoRAs still load, and nothing stays of it."""
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.training.adapters import trainable
+    from diff2flow_nodes.training.layers import LoraSettings
+
+    host, model = current(), network()
+    settings = LoraSettings(rank=4, alpha=4.0, ends_in_full=True)
+    with torch.inference_mode(False), host.training(model) as backbone, trainable(backbone, settings, 0) as adapters:
+        moved(adapters)
+        ends = adapters.state()
+    plain, tuned = ours(model), ours(host.apply_lora(model, None, ends, 1.0, None)[0])
+    depth = host.apply_lora(model, None, depth_lora(model)[0], 1.0, {"diff2flow.task": "depth"})[0]
+    seen = [
+        [context, {**options, "concat_latent_image": torch.randn(2, 4, 8, 8)}] for context, options in conditioning()
+    ]
+    first = model.model.diffusion_model.input_blocks[0][0]
+    for _ in range(2):
+        sampled = run_node("KSampler", depth, 7, 2, 1.0, "euler", "simple", seen, seen, latent())[0]["samples"]
+        assert first.weight.shape[1] == 8 and sampled.isfinite().all()
+        assert host.facts(depth).sees_image and host.facts(depth).in_channels == 8
+        assert not host.facts(model).sees_image and host.facts(model).in_channels == 4
+        other = host.apply_lora(model, None, ends, 1.0, None)[0]
+        assert first.weight.shape[1] == 8  # so it was loaded beside the widened weight
+        assert torch.equal(ours(other), tuned) and torch.equal(ours(model), plain) and first.weight.shape[1] == 4
+        assert model.model.concat_keys == ()
+    return {"effect": difference(tuned, plain)}
+
+
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
 
 
