@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..bench import ldm_layout, text_weights
+from ..bench.tiny_taesd import block_mean_autoencoder
 
 CONTEXT = {"SD1": 768, "SD2": 1024, "SDXL": 128}
 SDXL_TEXT = (64, 64)
@@ -34,6 +35,7 @@ def make_checkpoint(
 ) -> Path:
     """Writes a checkpoint with seeded random weights: one resnet a block, `attended` levels with attention.
 
+    The autoencoder is none, kl or taesd of random weights, whose latents hardly depend on the image, or of block means.
     SDXL's text encoders are far narrower than the real ones.
     """
     torch.manual_seed(0)
@@ -41,7 +43,7 @@ def make_checkpoint(
     text_prefix = ldm_layout.SDXL_TEXT_PREFIX if family == "SDXL" else ldm_layout.TEXT_PREFIX
     state = ldm_layout.checkpoint(
         ldm_layout.unet_to_ldm(unet_weights(family, channels, attended, in_channels), blocks=1),
-        tiny_vae_weights() if vae == "taesd" else kl_weights() if vae == "kl" else {},
+        _VAES[vae](),
         text_encoder_weights(family) if text else {},
         text_prefix,
     )
@@ -96,6 +98,11 @@ def tiny_vae_weights() -> dict[str, Tensor]:
     return ldm_layout.taesd_to_comfy(state, torch.tensor(0.18215), torch.tensor(0.1))
 
 
+def block_mean_weights() -> dict[str, Tensor]:
+    """A TAESD whose latents are means of the image's blocks."""
+    return ldm_layout.taesd_to_comfy(block_mean_autoencoder(0).state_dict(), torch.tensor(0.18215), torch.tensor(0.0))
+
+
 def kl_weights(width: int = 32, levels: int = 4) -> dict[str, Tensor]:
     """A random autoencoder in LDM names: one resnet a level, all levels equally wide."""
     state: dict[str, Tensor] = {}
@@ -132,6 +139,9 @@ def _norm(state: dict[str, Tensor], name: str, width: int) -> None:
 def _conv(state: dict[str, Tensor], name: str, inputs: int, outputs: int, size: int = 3) -> None:
     state[f"{name}.weight"] = torch.randn(outputs, inputs, size, size) * (inputs * size * size) ** -0.5
     state[f"{name}.bias"] = torch.zeros(outputs)
+
+
+_VAES = {"taesd": tiny_vae_weights, "means": block_mean_weights, "kl": kl_weights, "none": dict}
 
 
 def text_to_image(**changes: Any) -> dict[str, Any]:

@@ -638,6 +638,91 @@ def check_reflow_pairs() -> dict[str, Any]:
     return {"summary": summary, "spread": float(batch.latent.std())}
 
 
+def noisy() -> torch.Tensor:
+    return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+
+
+def seeing(unet: Any, image: torch.Tensor | None, family: str = "SD15") -> torch.Tensor:
+    """One call of a network on `noisy`, with an image behind it where there is one."""
+    generator = torch.Generator().manual_seed(7)
+    context = torch.randn(2, 77, CONTEXT[family], generator=generator)
+    more = {"y": torch.randn(2, 2816, generator=generator)} if family == "SDXL" else {}
+    x = noisy() if image is None else torch.cat([noisy(), image], dim=1)
+    return unet(x, torch.tensor([10.0, 700.0]), context=context, transformer_options={}, **more).detach()
+
+
+def depth_lora(
+    model: Any, widening: str = "zeros", family: str = "SD15"
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, dict[str, float]]:
+    """A depth LoRA away from where it begins, its network's output, and how that differs from the original's."""
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.training.adapters import trainable
+    from diff2flow_nodes.training.layers import GROUPS, LoraSettings
+
+    settings = LoraSettings(groups=GROUPS, rank=4, alpha=4.0, ends_in_full=True, widening=widening)
+    image = torch.ones(2, 4, 8, 8)
+    with torch.inference_mode(False), current().training(model) as backbone:
+        plain = seeing(backbone.module, None, family)
+        with trainable(backbone, settings, 0, inputs=8) as adapters:
+            at_first = seeing(backbone.module, image.clone() if widening == "zeros" else noisy(), family)
+            moved(adapters)
+            trained = seeing(backbone.module, image.clone(), family)
+            found = {"before training": difference(at_first, plain), "after": difference(trained, plain)}
+            return adapters.state(), trained, found
+
+
+def check_widening() -> dict[str, float]:
+    """Before training the widened network is the original: with any image, or halved where both latents are equal.
+
+    Afterwards it is what ComfyUI's own LoRA loader makes of the plain network and the file.
+    """
+    import comfy.model_management
+
+    found = {}
+    for family, v, widening in (("SD15", False, "zeros"), ("SD15", False, "halved"), ("SD20", True, "zeros"),
+                                ("SDXL", False, "zeros"), ("SDXL", False, "halved")):  # fmt: skip
+        model = network(family, v)
+        state, trained, numbers = depth_lora(model, widening, family)
+        tuned = comfy.sd.load_lora_for_models(model, None, dict(state), 1.0, 0.0)[0]
+        comfy.model_management.load_models_gpu([tuned], force_full_load=True)
+        numbers["file"] = difference(seeing(tuned.model.diffusion_model, torch.ones(2, 4, 8, 8), family), trained)
+        found |= {f"{family} {widening} {name}": value for name, value in numbers.items()}
+        assert numbers["before training"] <= 1e-5 and numbers["file"] <= 2e-3 * numbers["after"], found
+        assert numbers["after"] > 1e-3, found
+    return found
+
+
+def check_loras_beside_depth() -> dict[str, Any]:
+    """While a depth LoRA's weights are on the shared network, other LoRAs still load, and nothing stays of it."""
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.training.adapters import trainable
+    from diff2flow_nodes.training.layers import LoraSettings
+
+    host, model = current(), network()
+    settings = LoraSettings(rank=4, alpha=4.0, ends_in_full=True)
+    with torch.inference_mode(False), host.training(model) as backbone, trainable(backbone, settings, 0) as adapters:
+        moved(adapters)
+        ends = adapters.state()
+    plain, tuned = ours(model), ours(host.apply_lora(model, None, ends, 1.0, None)[0])
+    depth = host.apply_lora(model, None, depth_lora(model)[0], 1.0, {"diff2flow.task": "depth"})[0]
+    seen = [
+        [context, {**options, "concat_latent_image": torch.randn(2, 4, 8, 8)}] for context, options in conditioning()
+    ]
+    first = model.model.diffusion_model.input_blocks[0][0]
+    known = host.fingerprint(model), host.fingerprint(depth)
+    for _ in range(2):
+        sampled = run_node("KSampler", depth, 7, 2, 1.0, "euler", "simple", seen, seen, latent())[0]["samples"]
+        assert first.weight.shape[1] == 8 and sampled.isfinite().all()
+        assert host.facts(depth).sees_image and host.facts(depth).in_channels == 8
+        assert not host.facts(model).sees_image and host.facts(model).in_channels == 4
+        assert (host.fingerprint(model), host.fingerprint(depth)) == known
+        other = host.apply_lora(model, None, ends, 1.0, None)[0]
+        assert first.weight.shape[1] == 8  # so it was loaded beside the widened weight
+        assert torch.equal(ours(other), tuned) and torch.equal(ours(model), plain) and first.weight.shape[1] == 4
+        assert model.model.concat_keys == ()
+    return {"effect": difference(tuned, plain)}
+
+
 CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
 
 

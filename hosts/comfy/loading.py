@@ -15,6 +15,7 @@ from ...training.checkpoint_file import trained_metadata
 from ..lora_fit import require_fit
 from ..port import HostError
 from . import folders, models
+from .image_input import show_image
 
 BASE = "diff2flow.base"
 """Attachment of a ModelPatcher: name of the checkpoint it was loaded from."""
@@ -60,6 +61,8 @@ def apply_lora(
     new_model, new_clip = comfy.sd.load_lora_for_models(model, clip, dict(state), strength, strength)
     if metadata is not None:
         new_model.set_attachments(models.LORAS, (*model.attachments.get(models.LORAS, ()), dict(metadata)))
+    if models.sees_image(new_model):
+        show_image(new_model)
     return new_model, new_clip
 
 

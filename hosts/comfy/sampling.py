@@ -17,6 +17,7 @@ from torch import Tensor
 from ...samplers.denoiser import FlowSampler
 from ...samplers.parameterization import FlowParameterization
 from . import models
+from .image_input import show_image
 
 _TABLE = 1000
 
@@ -87,13 +88,8 @@ def as_flow(model: Any, flow: FlowParameterization) -> Any:
     """A clone of the ModelPatcher that is sampled in sigma_flow; the original stays as it is."""
     clone = model.clone()
     clone.add_object_patch("model_sampling", flow_model_sampling(flow))
-    return clone
-
-
-def _with_image(model: Any) -> Any:
-    """A clone that hands the conditioning's "concat_latent_image", scaled, to the network behind the noisy latent."""
-    clone = model.clone()
-    clone.add_object_patch("concat_keys", ("concat_image",))
+    if models.sees_image(clone):
+        show_image(clone)
     return clone
 
 
@@ -122,8 +118,6 @@ def sample(
     cfg: float,
 ) -> dict[str, Any]:
     """LATENT by ComfyUI's own `sample_custom`, with its previews, masks, interruption and memory management."""
-    if models.sees_image(model):
-        model = _with_image(model)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     out = comfy.sample.sample_custom(
