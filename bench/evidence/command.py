@@ -49,7 +49,7 @@ def _measured(options: argparse.Namespace, say: Say, stages: Sequence[Stage]) ->
     context, chosen = _context(options), registry.chosen(options.only, stages)
     store = Store(options.out / context.kind / "results", "" if options.keep else context.code)
     entries = run_all(chosen, context, store)
-    whole = len(chosen) == len(stages)
+    whole, failed = len(chosen) == len(stages), _complaints(entries)
     if not whole:
         entries = {**{s.name: found for s in stages if (found := store.found(s, context))}, **entries}
     results, report = _places(options, context, whole)
@@ -59,7 +59,7 @@ def _measured(options: argparse.Namespace, say: Say, stages: Sequence[Stage]) ->
     write_report(document, report, stages)
     say(str(results))
     say(str(report))
-    return _complaints(entries)
+    return failed
 
 
 def _complaints(entries: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ from ..stage import Context, Result, Stage, number
 PAPER = {"paper-small": 62e6, "paper-base": 222e6}
 """What the paper's Table 4 calls them."""
 _ALLOWED = 0.1
+_LORAS = tuple(name for name, settings in PRESETS.items() if not settings.full)
 _COMMON = {"block_out_channels": (320, 640, 1280, 1280),
            "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
            "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)}  # fmt: skip
@@ -33,7 +34,7 @@ def run(context: Context) -> Result:
             unet = UNet2DConditionModel(**config)
         layers = {path: path for path, module in unet.named_modules() if hasattr(module, "weight")}
         weights[name] = sum(parameter.numel() for parameter in unet.parameters())
-        for preset in PRESETS:
+        for preset in _LORAS:
             found[f"{name}, {preset}"] = sum(layer.size for layer in choose_layers(unet, layers, PRESETS[preset]))
     numbers = {name: number(size, "") for name, size in found.items()}
     return {"trained": found, "weights": weights, "numbers": numbers}
@@ -41,9 +42,8 @@ def run(context: Context) -> Result:
 
 def render(result: Result) -> Section:
     """Presets by network, beside the paper's numbers."""
-    networks, presets = list(result["weights"]), list(PRESETS)
-    rows = []
-    for preset in presets:
+    networks, rows = list(result["weights"]), []
+    for preset in _LORAS:
         sizes = [f"{result['trained'][f'{name}, {preset}'] / 1e6:.1f} M" for name in networks]
         rows.append((preset, *sizes, f"{PAPER[preset] / 1e6:.0f} M" if preset in PAPER else "-"))
     claims = []
