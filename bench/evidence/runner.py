@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
@@ -124,6 +125,7 @@ class _Processes:
 
 def _work(stage: Stage, context: Context, store: Store) -> None:
     """A process's whole work."""
+    os.environ["TQDM_DISABLE"] = "1"
     import torch
 
     logging.basicConfig(level=logging.INFO, format=f"[{stage.name}] %(message)s")

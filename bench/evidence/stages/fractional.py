@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ from .priors import digits_prior
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _BETWEEN = FRACTIONS[1:-1]
+PARTS = {"near data": (0, 100), "middle": (100, 700), "near noise": (700, 1000)}
+"""Of the timesteps: near data they lie farthest apart in flow time."""
 _GOAL = 0.01
 _BATCH = 32
 
@@ -32,12 +33,12 @@ def run(context: Context) -> Result:
     prior = LoadedPrior(tiny_prior.ensure_narrow(digits_prior(context), context.models), context.folder("fractional"))
     runs = {f"error/{seed}": errors_between(prior, seed, **scale(context)) for seed in context.seeds}
     means = summary(runs)["error"]
-    numbers = {f"excess at +{f:g}": of_seeds(means[f"excess/{f:g}"], "smaller", floor=_GOAL) for f in _BETWEEN}
+    numbers = {f"excess at +{f:g}": of_seeds(means[f"all/excess/{f:g}"], "smaller", floor=_GOAL) for f in _BETWEEN}
     return {"summary": means, "numbers": numbers}
 
 
 def errors_between(prior: LoadedPrior, seed: int, timesteps: int, items: int) -> dict[str, Any]:
-    """Mean of |x_data - x_noise - velocity|² at integer timesteps plus each of FRACTIONS, on held-out digits.
+    """|x_data - x_noise - velocity|² at integer timesteps plus each of FRACTIONS, means over held-out digits.
 
     All fractions see the same data and noise. Between two integers the error changes anyway: the excess is what lies
     above the line between theirs, as a part of it. "floored" asks the network at the integer below instead, with the
@@ -58,13 +59,21 @@ def errors_between(prior: LoadedPrior, seed: int, timesteps: int, items: int) ->
         given = backbone.conditioning(contexts.repeat(timesteps, 1, 1), None, sizes)
         last = objective.schedule.steps - 2
         below = torch.linspace(0, last, timesteps, dtype=torch.float64).round().repeat_interleave(items)
-        errors = {f: _mean(objective, backbone, x_data, x_noise, below + f, given) for f in FRACTIONS}
-        floored = {f: _mean(objective, backbone, x_data, x_noise, below + f, given, below) for f in _BETWEEN}
-    lines = {f: (1 - f) * errors[0.0] + f * errors[1.0] for f in _BETWEEN}
+        errors = {f: _errors(objective, backbone, x_data, x_noise, below + f, given) for f in FRACTIONS}
+        floored = {f: _errors(objective, backbone, x_data, x_noise, below + f, given, below) for f in _BETWEEN}
+    parts = {"all": torch.ones_like(below, dtype=torch.bool)}
+    parts |= {name: (below >= low) & (below < high) for name, (low, high) in PARTS.items()}
+    return {name: _compared(errors, floored, part) for name, part in parts.items()}
+
+
+def _compared(errors: dict[float, Tensor], floored: dict[float, Tensor], part: Tensor) -> dict[str, Any]:
+    """Mean errors of some timesteps, and what lies above the line between those at the integers."""
+    means, below = ({f: float(each[part].mean()) for f, each in some.items()} for some in (errors, floored))
+    lines = {f: (1 - f) * means[0.0] + f * means[1.0] for f in _BETWEEN}
     return {
-        "error": {f"{f:g}": error for f, error in errors.items()},
-        "excess": {f"{f:g}": errors[f] / line - 1 for f, line in lines.items()},
-        "floored_excess": {f"{f:g}": floored[f] / line - 1 for f, line in lines.items()},
+        "error": {f"{f:g}": mean for f, mean in means.items()},
+        "excess": {f"{f:g}": means[f] / line - 1 for f, line in lines.items()},
+        "floored_excess": {f"{f:g}": below[f] / line - 1 for f, line in lines.items()},
     }
 
 
@@ -77,7 +86,7 @@ def _held_out(prior: LoadedPrior, items: int) -> tuple[Tensor, Tensor]:
     return prior.host.encode_image(prior.vae, pictures), torch.cat(texts)
 
 
-def _mean(
+def _errors(
     objective: Objective,
     backbone: Any,
     x_data: Tensor,
@@ -85,8 +94,8 @@ def _mean(
     tau: Tensor,
     given: dict[str, Tensor],
     asked: Tensor | None = None,
-) -> float:
-    """Mean error at timesteps tau (B,), the network asked at `asked` (B,), or at tau."""
+) -> Tensor:
+    """Error (B,) at timesteps tau (B,), the network asked at `asked` (B,), or at tau."""
     alignment, found = objective.alignment, []
     for part in torch.arange(len(x_data)).split(_BATCH):
         t = alignment.flow_time(tau[part])
@@ -95,22 +104,18 @@ def _mean(
         conditioning = {name: value[part] for name, value in given.items()}
         output = backbone(alignment.to_diffusion(x_flow, t), step, conditioning).float()
         error = x_data[part] - x_noise[part] - alignment.velocity(output, x_flow, t)
-        found += error.square().flatten(1).mean(dim=1).tolist()
-    return statistics.fmean(found)
+        found.append(error.square().flatten(1).mean(dim=1))
+    return torch.cat(found).double()
 
 
 def render(result: Result) -> Section:
     """The errors by fraction, and what lies above the line between the integers."""
     means = result["summary"]
-    worst = max((means[f"excess/{f:g}"] for f in _BETWEEN), key=lambda cell: cell["mean"])
+    worst = max((means[f"all/excess/{f:g}"] for f in _BETWEEN), key=_mean_of)
     text = "flow matching error between integer timesteps, above the line between theirs"
-    claim = Claim(text, f"{worst['mean']:+.3%} ± {worst['deviation']:.3%}", f"≤ {_GOAL:.0%}", worst["mean"] <= _GOAL)
-    rows = []
-    for f in FRACTIONS:
-        excess, floored = (means.get(f"{kind}/{f:g}") for kind in ("excess", "floored_excess"))
-        cells = [_percent(cell) if cell else "-" for cell in (excess, floored)]
-        rows.append((f"+{f:g}", shown(means[f"error/{f:g}"], "{:.5f}"), *cells))
-    head = ("timestep", "flow matching error", "above the line", "above the line, asked at the integer below")
+    claim = Claim(text, _percent(worst), f"≤ {_GOAL:.0%}", worst["mean"] <= _GOAL)
+    rows = [_row(means, part, f) for part in ("all", *PARTS) for f in FRACTIONS]
+    head = ("timesteps", "behind the integer", "flow matching error", "above the line", "asked at the integer below")
     return Section(
         [claim],
         (
@@ -125,21 +130,30 @@ def render(result: Result) -> Section:
     )
 
 
+def _row(means: dict[str, Any], part: str, f: float) -> tuple[str, ...]:
+    cells = [means.get(f"{part}/{kind}/{f:g}") for kind in ("excess", "floored_excess")]
+    error = shown(means[f"{part}/error/{f:g}"], "{:.5f}")
+    return (part, f"+{f:g}", error, *(_percent(cell) if cell else "-" for cell in cells))
+
+
 def _percent(cell: dict[str, Any]) -> str:
-    return f"{cell['mean']:+.3%} ± {cell['deviation']:.3%}"
+    spread = f" ± {cell['deviation']:.3%}" if cell["seeds"] > 1 else ""
+    return f"{cell['mean']:+.3%}{spread}"
+
+
+def _mean_of(cell: dict[str, Any]) -> float:
+    return cell["mean"]
 
 
 def _plot(means: dict[str, Any]) -> Plot:
-    errors = [means[f"error/{f:g}"] for f in FRACTIONS]
-    first, last = errors[0]["mean"], errors[-1]["mean"]
-    line = [100 * (cell["mean"] / (first + f * (last - first)) - 1) for f, cell in zip(FRACTIONS, errors, strict=True)]
-    floored = [means[f"floored_excess/{f:g}"] for f in _BETWEEN]
+    lines = []
+    for kind, label, dashed in (("excess", "at the fraction", False), ("floored_excess", "at the integer below", True)):
+        cells = [means[f"all/{kind}/{f:g}"] for f in _BETWEEN]
+        values, spreads = ([100 * cell[key] for cell in cells] for key in ("mean", "deviation"))
+        lines.append(Line(f"asked {label}", _BETWEEN, values, spreads, dashed))
+    lines.insert(0, Line("the line between the integers", FRACTIONS, [0.0] * len(FRACTIONS)))
     return Plot(
-        "fractional", "Between integer timesteps", "behind the integer timestep", "above the line between, %",
-        [
-            Line("asked at the fraction", FRACTIONS, line),
-            Line("asked at the integer below", _BETWEEN, [100 * cell["mean"] for cell in floored], dashed=True),
-        ],
+        "fractional", "Between integer timesteps", "behind the integer timestep", "above the line between, %", lines,
         free_y=True,
     )  # fmt: skip
 
