@@ -53,7 +53,7 @@ def measure(stage: Stage, context: Context, store: Store) -> None:
         log.exception("%s failed", stage.name)
         outcome = {"error": _one_line(error)}
     store.keep(stage, context, {"provenance": about, "seconds": round(time.monotonic() - began, 1), **outcome})
-    log.info("%s: %s", stage.name, outcome.get("error") or outcome.get("left_out") or "done")
+    log.info("%s: %s", stage.name, _outcome(outcome))
 
 
 def _missing(stage: Stage, store: Store) -> str:
@@ -107,7 +107,8 @@ class _Processes:
         return chosen
 
     def _begin(self, stage: Stage) -> None:
-        log.info("%s: %s", stage.name, stage.title)
+        minutes = stage.minutes[self._context.kind == "quick"]
+        log.info("%s begins: about %g min, says more in %s", stage.name, minutes, self._store.log(stage))
         process = self._start(target=_work, args=(stage, self._context, self._store))
         process.start()
         self._at_work[process] = stage
@@ -120,15 +121,18 @@ class _Processes:
                 error = f"its process ended with code {process.exitcode} (a negative one is the signal that ended it)"
                 about = provenance(self._context, stage.name)
                 self._store.keep(stage, self._context, {"provenance": about, "seconds": 0.0, "error": error})
-                log.error("%s: %s", stage.name, error)
+            entry = self._store.found(stage, self._context) or _lost(stage)
+            log.info("%s: %s, %.0f s", stage.name, _outcome(entry), entry["seconds"])
 
 
 def _work(stage: Stage, context: Context, store: Store) -> None:
-    """A process's whole work."""
-    os.environ["TQDM_DISABLE"] = "1"
+    """A process's whole work; all it says, progress bars, too, goes into its log."""
+    with open(store.log(stage), "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     import torch
 
-    logging.basicConfig(level=logging.INFO, format=f"[{stage.name}] %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(context.threads)
     measure(stage, context, store)
 
@@ -151,6 +155,10 @@ def _in_order(stages: Sequence[Stage]) -> list[Stage]:
             raise ValueError(f"the stages {', '.join(circle)} need each other in a circle")
         found += ready
     return found
+
+
+def _outcome(entry: Mapping[str, Any]) -> str:
+    return entry.get("error") or entry.get("left_out") or "done"
 
 
 def _lost(stage: Stage) -> Mapping[str, Any]:

@@ -34,6 +34,11 @@ class Store:
         """The file of a stage."""
         return self._folder / f"{stage}.json"
 
+    def log(self, stage: Stage) -> Path:
+        """Where what a stage says goes; its folder is made if need be."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"{stage.name}.log"
+
     def found(self, stage: Stage, context: Context) -> dict[str, Any] | None:
         """A stage's entry, if it has one of these settings and this code, done or failed."""
         entry = self.read(stage.name)

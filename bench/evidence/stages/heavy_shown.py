@@ -199,7 +199,9 @@ def _less(text: str, other: Mapping[str, Any], ours: Mapping[str, Any]) -> Claim
 
 
 def _over(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """A ratio of means, with the deviation that follows from theirs."""
+    """A ratio of means, with the deviation that follows from theirs where there are several seeds."""
     ratio = one["mean"] / other["mean"]
+    if one["seeds"] < 2:
+        return f"{ratio:.3f}"
     parts = [cell["deviation"] / cell["mean"] if cell["mean"] else 0.0 for cell in (one, other)]
     return f"{ratio:.3f} ± {ratio * (parts[0] ** 2 + parts[1] ** 2) ** 0.5:.3f}"
