@@ -74,7 +74,7 @@ def main() -> None:
     print(json.dumps(measured(options.steps, options.batch, options.batches, options.rounds)))
 
 
-def measured(steps: int, batch: int, batches: int, rounds: int) -> dict[str, Any]:
+def measured(steps: int, batch: int, batches: int, rounds: int, device: str = "") -> dict[str, Any]:
     """Seconds of bare calls and of pairs in turns, and the share of the bare calls' throughput, their median.
 
     Args:
@@ -82,10 +82,11 @@ def measured(steps: int, batch: int, batches: int, rounds: int) -> dict[str, Any
         batch: pairs in a call; 0: 4 on the CPU, 32 on a GPU.
         batches: of a round.
         rounds: of both.
+        device: "cpu" or "cuda"; "": cuda where there is one.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on_gpu = device.type == "cuda"
-    backbone = _Backbone(device, (320, 640, 1280, 1280) if on_gpu else (64, 128))
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = chosen.type == "cuda"
+    backbone = _Backbone(chosen, (320, 640, 1280, 1280) if on_gpu else (64, 128))
     batch, side = batch or (32 if on_gpu else 4), 512 if on_gpu else 256
     settings = PairSettings(batch * batches, 0, TeacherSettings(steps, 7.5), size=(side, side), batch_size=batch)
     bare, made = [], []
@@ -93,7 +94,7 @@ def measured(steps: int, batch: int, batches: int, rounds: int) -> dict[str, Any
         bare.append(_bare(backbone, batch, side // 8, steps * batches))
         made.append(_pairs(backbone, settings))
     share = statistics.median(b / m for b, m in zip(bare, made, strict=True))
-    about = {"device": str(device), "batch": batch, "side": side, "steps": steps, "batches": batches}
+    about = {"device": str(chosen), "batch": batch, "side": side, "steps": steps, "batches": batches}
     return {**about, "bare_seconds": bare, "pairs_seconds": made, "share_of_bare_throughput": share}
 
 

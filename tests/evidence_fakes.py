@@ -39,7 +39,7 @@ def left(context: Context) -> str:
     return "nobody is there"
 
 
-GOOD = Stage("good", "A good one", 1, (0.1, 0.1), counted, shown, settings=quick_settings)
+GOOD = Stage("good", "A good one", 1, (0.1, 0.1), counted, shown, settings=quick_settings, seeded=True)
 BAD = Stage("bad", "A bad one", 2, (0.1, 0.1), failing, shown)
 AFTER = Stage("after", "After the bad one", 2, (0.1, 0.1), counted, shown, needs=("bad",))
 LEFT = Stage("left", "One without its means", 2, (0.1, 0.1), counted, shown, left_out=left)

@@ -92,7 +92,7 @@ def test_equal_results_give_the_same_report(context, tmp_path):
         "![A curve](report_plots/curve.png)",
         "| answer | 42 |",
         "`python -m diff2flow_nodes bench --only good`; commit ",
-        "seeds 0, 1, 2;",
+        "; seeds 0, 1, 2, ± standard deviation; ",
     ):
         assert line in text, line
     assert str(tmp_path) not in text
@@ -144,6 +144,15 @@ def test_the_registry_is_whole():
     assert {stage.section for stage in STAGES} <= set(SECTIONS)
     assert {"prior_digits", "reflow_quality"} <= {stage.name for stage in chosen(["reflow_negatives"])}
     assert sum(stage.minutes[0] for stage in STAGES) < 240
+
+
+def test_priors_are_shared_and_loras_are_not(context):
+    (context.models / "checkpoints").mkdir(parents=True)
+    (context.models / "checkpoints" / "prior.safetensors").touch()
+    for _ in range(2):
+        own = context.own_models()
+        assert (own / "checkpoints" / "prior.safetensors").is_file() and not (own / "loras").exists()
+    assert own.is_relative_to(context.work) and context.code in own.parts
 
 
 def test_commits_are_named_without_the_machines_paths(tmp_path):

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .stage import Context
+from .stage import Context, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 UNKNOWN = "unknown"
@@ -18,19 +18,19 @@ _WRITTEN = (":!bench/REPORT*.md", ":!bench/results", ":!bench/report_plots*")
 """What the evidence itself rewrites does not make a commit a modified one."""
 
 
-def provenance(context: Context, stage: str) -> dict[str, Any]:
+def provenance(context: Context, stage: Stage) -> dict[str, Any]:
     """What a table of the report names.
 
     Args:
         context: of the measurement.
-        stage: its name.
+        stage: that is measured.
     """
     return {
-        "command": command(context, stage),
+        "command": command(context, stage.name),
         "commit": commit(),
         "machine": machine(context.device),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "seeds": list(context.seeds),
+        "seeds": list(context.seeds) if stage.seeded else [],
         "kind": context.kind,
         "workers": context.workers,
     }

@@ -43,7 +43,7 @@ def _parts(
     yield "# Evidence"
     yield (
         f"Written by `{_command(document)}` from its results, and by nothing else ({document['kind']} run). ± is the"
-        " standard deviation over the seeds; each table names its command, commit, machine and seeds."
+        " standard deviation over the seeds, where a table names some; each names its command, commit and machine, too."
     )
     yield _claims([claim for section in sections.values() for claim in section.claims])
     if failures := [line for stage, entry in shown.items() if (line := _failure(stage, entry))]:
@@ -89,8 +89,9 @@ def _about(entry: Entry) -> str:
     """How a table came about, in small print."""
     about = entry["provenance"]
     seeds = ", ".join(map(str, about["seeds"]))
+    seeds = f"seeds {seeds}, ± standard deviation" if seeds else "no seeds"
     return (
-        f"<sub>`{about['command']}`; commit {about['commit']}; {machine_shown(about['machine'])}; seeds {seeds};"
+        f"<sub>`{about['command']}`; commit {about['commit']}; {machine_shown(about['machine'])}; {seeds};"
         f" {entry['seconds']:.0f} s; {about['date']}</sub>"
     )
 

@@ -45,7 +45,7 @@ def measure(stage: Stage, context: Context, store: Store) -> None:
         stage, context, store: see `run_all`.
     """
     began = time.monotonic()
-    about = provenance(context, stage.name)
+    about = provenance(context, stage)
     try:
         reason = stage.left_out(context) or _missing(stage, store)
         outcome: dict[str, Any] = {"left_out": reason} if reason else {"result": stage.run(context)}
@@ -119,7 +119,7 @@ class _Processes:
             stage = self._at_work.pop(process)
             if process.exitcode != 0:
                 error = f"its process ended with code {process.exitcode} (a negative one is the signal that ended it)"
-                about = provenance(self._context, stage.name)
+                about = provenance(self._context, stage)
                 self._store.keep(stage, self._context, {"provenance": about, "seconds": 0.0, "error": error})
             entry = self._store.found(stage, self._context) or _lost(stage)
             log.info("%s: %s, %.0f s", stage.name, _outcome(entry), entry["seconds"])

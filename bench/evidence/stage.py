@@ -60,6 +60,15 @@ class Context:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def own_models(self) -> Path:
+        """A models folder of this code's own in which the priors are linked: it meets no LoRAs and pairs of others."""
+        path = self.folder("models")
+        link = path / "checkpoints"
+        if not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.models / "checkpoints", target_is_directory=True)
+        return path
+
 
 def no_settings(context: Context) -> Mapping[str, Any]:
     """Of a stage whose settings are fixed."""
@@ -85,6 +94,7 @@ class Stage:
         settings: what else its result depends on, JSON values: with others it is measured again.
         needs: names of the stages that must be done before.
         alone: nothing runs beside it, because it takes the time.
+        seeded: whether it is run for each seed of the context.
         left_out: why it cannot be measured here, "" if it can.
     """
 
@@ -97,6 +107,7 @@ class Stage:
     settings: Callable[[Context], Mapping[str, Any]] = field(default=no_settings)
     needs: tuple[str, ...] = ()
     alone: bool = False
+    seeded: bool = False
     left_out: Callable[[Context], str] = field(default=never)
 
 

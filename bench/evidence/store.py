@@ -15,7 +15,7 @@ FORMAT = 1
 
 def settings_of(stage: Stage, context: Context) -> dict[str, Any]:
     """Everything that a stage's result depends on beside the code and the machine, as JSON gives it back."""
-    common = {"kind": context.kind, "device": context.device, "seeds": context.seeds}
+    common = {"kind": context.kind, "device": context.device, "seeds": context.seeds if stage.seeded else []}
     return json.loads(json.dumps({**common, **stage.settings(context)}))
 
 

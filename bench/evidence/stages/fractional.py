@@ -167,4 +167,5 @@ STAGE = Stage(
     render,
     settings=scale,
     needs=("prior_digits",),
+    seeded=True,
 )

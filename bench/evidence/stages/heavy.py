@@ -48,7 +48,7 @@ def ablation_setting(context: Context) -> ablation_bench.Setting:
 def run_ablation(context: Context) -> Result:
     """LoRAs by each objective: Figure 5."""
     setting, out = ablation_setting(context), context.folder("ablation")
-    found = _read(ablation_bench.ablation(context.models, out, setting, len(context.seeds)))
+    found = _read(ablation_bench.ablation(context.own_models(), out, setting, len(context.seeds)))
     numbers = {}
     for method, cells in found["summary"].items():
         numbers[f"{method}, Fréchet"] = of_seeds(cells["samples/25/frechet_features"], "smaller", 0.5)
@@ -68,7 +68,7 @@ def run_reflow(context: Context) -> Result:
     """Few steps after reflow: Table 3, and a second round."""
     methods = [*reflow_quality.BASES, *(_STUDENTS[:2] if context.quick else _STUDENTS)]
     out, setting = context.folder("reflow_quality"), reflow_setting(context)
-    found = _read(reflow_quality.report(context.models, out, setting, methods, list(context.seeds)))
+    found = _read(reflow_quality.report(context.own_models(), out, setting, methods, list(context.seeds)))
     numbers = {}
     for method, cells in found["summary"].items():
         for steps in (4, 2, 1):
@@ -83,7 +83,7 @@ def run_reflow(context: Context) -> Result:
 def run_negatives(context: Context) -> Result:
     """Negative prompts after reflow, with the LoRAs of the stage before."""
     setting = reflow_setting(context)
-    found = reflow_negatives.measured(context.models, context.folder("reflow_quality") / "work", setting)
+    found = reflow_negatives.measured(context.own_models(), context.folder("reflow_quality") / "work", setting)
     numbers = {f"{name}, with": number(each["with"], "smaller", floor=0.03) for name, each in found["shares"].items()}
     return {**found, "numbers": numbers}
 
@@ -97,7 +97,7 @@ def depth_setting(context: Context) -> depth_quality.Setting:
 def run_depth(context: Context) -> Result:
     """Depth by each objective: Figure 8."""
     out, setting = context.folder("depth_quality"), depth_setting(context)
-    path = depth_quality.report(context.models, out, setting, list(_DEPTH), list(context.seeds))
+    path = depth_quality.report(context.own_models(), out, setting, list(_DEPTH), list(context.seeds))
     found, numbers = _read(path), {}
     for method, cells in found["summary"].items():
         for name in ("abs_rel", "steps/10/abs_rel", "steps/2/abs_rel"):
@@ -115,7 +115,7 @@ def throughput_scale(context: Context) -> dict[str, int]:
 
 def run_throughput(context: Context) -> Result:
     """Pairs against the bare CFG-batched calls, in turns."""
-    found = reflow_throughput.measured(**throughput_scale(context))
+    found = reflow_throughput.measured(**throughput_scale(context), device=context.device)
     shares = [b / m for b, m in zip(found["bare_seconds"], found["pairs_seconds"], strict=True)]
     spread = max(shares) - min(shares)
     numbers = {"share": number(found["share_of_bare_throughput"], "larger", spread, 0.03, len(shares), timed=True)}
@@ -156,6 +156,7 @@ def _in_comfy(context: Context, script: str, *words: str) -> dict[str, Any]:
     if not checkpoint.is_file():
         build_random(checkpoint)
     command = [str(comfy_python(directory)), str(ROOT / "bench" / script), str(checkpoint), *words]
+    command += [] if context.device == "cpu" else ["--device", "cuda"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=_alone(), check=False)
     if done.returncode:
         raise ValueError(f"{script} ended with code {done.returncode}: {' '.join(done.stderr.split())[-250:]}")
@@ -203,11 +204,11 @@ COST = (
 CLAIMS = (
     Stage(
         "ablation", "The objectives (Figure 5)", 3, (15.0, 2.5), run_ablation, shown.ablation,
-        settings=_ablation_settings, needs=("prior_digits",),
+        settings=_ablation_settings, needs=("prior_digits",), seeded=True,
     ),
     Stage(
         "reflow_quality", "Reflow (Table 3), and a second round", 3, (46.0, 2.0), run_reflow, shown.reflow,
-        settings=_reflow_settings, needs=("prior_digits",),
+        settings=_reflow_settings, needs=("prior_digits",), seeded=True,
     ),
     Stage(
         "reflow_negatives", "Negative prompts after reflow", 3, (3.0, 0.5), run_negatives, shown.negatives,
@@ -215,6 +216,6 @@ CLAIMS = (
     ),
     Stage(
         "depth_quality", "Depth (Figure 8)", 3, (21.0, 1.5), run_depth, shown.depth,
-        settings=_depth_settings, needs=("prior_scenes",),
+        settings=_depth_settings, needs=("prior_scenes",), seeded=True,
     ),
 )  # fmt: skip
