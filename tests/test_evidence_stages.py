@@ -178,3 +178,56 @@ def test_every_kind_of_run_has_its_settings(context):
         assert priors.digits_prior(kind) in ("quick", "bench") and fractional.scale(kind)["items"] > 0
     assert heavy.reflow_setting(context).pairs < heavy.reflow_setting(normal).pairs
     assert growth_sampling.scale(full)["sides"][-1] == 128
+
+
+def test_the_reports_on_the_tiny_prior_become_results(context, monkeypatch, tmp_path):
+    """The adapters, with the reports themselves left out: they call what there is and find the numbers in it."""
+
+    def written(name, content):
+        path = tmp_path / name
+        path.write_text(json.dumps(content))
+        return lambda *given: path
+
+    reflow = json.loads((RESULTS / "reflow_quality.json").read_text())
+    ablation = json.loads((RESULTS / "ablation_bench_prior.json").read_text())
+    stepped = {f"steps/{n}/{name}": _spread(0.1) for n in (10, 4, 2, 1) for name in ("abs_rel", "delta1")}
+    depth = {"setting": {"sample_steps": [10, 4, 2, 1]}, "summary": {"diff2flow": stepped}}
+    monkeypatch.setattr(heavy.reflow_quality, "report", written("r.json", reflow))
+    monkeypatch.setattr(heavy.ablation_bench, "ablation", written("a.json", ablation))
+    monkeypatch.setattr(heavy.depth_quality, "report", written("d.json", depth))
+    found = {run.__name__: run(context)["numbers"] for run in (heavy.run_reflow, heavy.run_ablation, heavy.run_depth)}
+    assert found["run_reflow"]["fast, 2 steps, frechet"]["better"] == "smaller"
+    assert found["run_ablation"]["diff2flow, read right"]["better"] == "larger"
+    assert found["run_depth"]["diff2flow, steps/2/abs_rel"]["seeds"] == 3
+    assert (context.own_models() / "checkpoints").is_symlink()
+
+
+def test_negative_prompts_are_measured_with_the_loras_of_the_setting(context, monkeypatch):
+    asked = []
+
+    def shares(host, prior, lora, steps):
+        asked.append((prior, lora, steps))
+        return {"without": 0.1, "with": 0.02}
+
+    monkeypatch.setattr(heavy.reflow_negatives, "shares", shares)
+    monkeypatch.setattr(heavy.reflow_negatives.tiny_prior, "ensure_narrow", lambda name, _: Path(f"{name}.safetensors"))
+    monkeypatch.setattr(heavy.reflow_negatives, "use", lambda host: None)
+    result = heavy.run_negatives(context)
+    names = [heavy.reflow_quality.lora_name(name, 0, heavy.reflow_setting(context)) for name in ("fast", "paper")]
+    assert asked == [("quick.safetensors", "", 25), *(("quick.safetensors", f"{n}.safetensors", 4) for n in names)]
+    assert [claim.holds for claim in heavy_shown.negatives(result).claims] == [True]
+
+
+def test_what_runs_inside_comfyui_is_read_from_its_output(context, monkeypatch, tmp_path):
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho starting\ncat {RESULTS / 'sampling_cost_0.33.0.json'}\n")
+    python.chmod(0o755)
+    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
+    monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
+    monkeypatch.setattr(heavy, "build_random", lambda path: path.touch())
+    numbers = heavy.run_comfy_sampling(context)["numbers"]
+    assert numbers["ours over bare, batch 4"]["value"] == pytest.approx(1.024, abs=1e-3)
+    python.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
+    with pytest.raises(ValueError, match="sampling_cost.py ended with code 3: broken"):
+        heavy.run_comfy_sampling(context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,8 +66,8 @@ class Context:
         path = self.folder("models")
         link = path / "checkpoints"
         if not link.exists():
-            link.unlink(missing_ok=True)
-            link.symlink_to(self.models / "checkpoints", target_is_directory=True)
+            with contextlib.suppress(FileExistsError):  # another stage has made it meanwhile
+                link.symlink_to(self.models / "checkpoints", target_is_directory=True)
         return path
 
 
