@@ -79,11 +79,11 @@ def _scenes_settings(context: Context) -> dict[str, str]:
 
 STAGES = (
     Stage(
-        "prior_digits", "Handwritten digits", 0, (33.0, 1.5), run_digits, render,
+        "prior_digits", "Handwritten digits", 0, (33.0, 2.0), run_digits, render,
         settings=_digits_settings,
     ),
     Stage(
-        "prior_scenes", "Synthetic scenes, for depth", 0, (60.0, 1.5), run_scenes, render,
+        "prior_scenes", "Synthetic scenes, for depth", 0, (60.0, 2.0), run_scenes, render,
         settings=_scenes_settings,
     ),
 )  # fmt: skip
