@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both set up their own virtual environment.
+# `make demo`, `make test` and `make bench`; each sets up its own virtual environment.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -7,13 +7,19 @@ READY := $(VENV)/.ready
 # Threads that wait must not spin: on busy cores that costs more than it saves.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test prior clean
+.PHONY: demo test prior bench bench-quick clean
 
 demo: $(READY)
 	$(RUN) -m diff2flow_nodes.bench.demo
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+bench: $(READY)
+	$(RUN) -m diff2flow_nodes bench
+
+bench-quick: $(READY)
+	$(RUN) -m diff2flow_nodes bench --quick
 
 prior: $(READY)
 	$(RUN) -m diff2flow_nodes.bench.tiny_prior --quality bench --models .cache/models

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .hosts import HostError, use
 from .hosts.headless import HeadlessHost
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser; `command` in its result is the function to call with the options."""
     parser = argparse.ArgumentParser(
         prog="python -m diff2flow_nodes",
-        description="Diff2Flow nodes without ComfyUI: runs API-format workflows headless.",
+        description="Diff2Flow nodes without ComfyUI: runs API-format workflows headless, and measures them.",
     )
     parser.add_argument("--version", action="version", version=f"diff2flow_nodes {_version()}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -90,7 +90,30 @@ def build_parser() -> argparse.ArgumentParser:
     nodes = commands.add_parser("nodes", help="list the node classes that workflows may use")
     _add_common(nodes)
     nodes.set_defaults(command=_nodes)
+    _add_bench(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure every claim and write the report, or compare two results",
+        description="Measures every claim about this pack and writes bench/REPORT.md; what is done is not done again.",
+        epilog="exit codes: 0 done; 1 a stage failed, or --compare found something worse; 2 the command is wrong",
+    )
+    bench.add_argument("--quick", action="store_true", help="ten minutes, on priors that are hardly trained")
+    bench.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    bench.add_argument("--full", action="store_true", help="networks of full size; needs --device cuda")
+    bench.add_argument("--models", type=Path, default=Path(".cache/models"), metavar="DIR",
+                       help="holds the priors, or they are trained into it (.cache/models)")  # fmt: skip
+    bench.add_argument("--out", type=Path, default=Path(".cache/bench"), metavar="DIR",
+                       help="everything on the way; quick and partial reports, too (.cache/bench)")  # fmt: skip
+    bench.add_argument("--workers", type=int, default=2, help="stages side by side (2)")
+    bench.add_argument("--only", nargs="+", default=[], metavar="STAGE", help="these stages, and what they need")
+    bench.add_argument("--keep", action="store_true", help="keep results that other versions of the code have left")
+    bench.add_argument("--compare", nargs=2, type=Path, metavar="JSON",
+                       help="only name what got worse from the first evidence.json to the second")  # fmt: skip
+    bench.set_defaults(command=_bench, verbose=True)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +209,16 @@ def _nodes(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from .bench.evidence.command import bench
+
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return bench(options, _print_line)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _host(options: argparse.Namespace) -> HeadlessHost:
     host = HeadlessHost(options.models, options.input, options.output, options.device)
     use(host)
@@ -207,6 +240,10 @@ def _complain(text: str, code: int) -> int:
 
 def _print_path(path: Path) -> None:
     print(path, flush=True)
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..files import written_whole
 from ..hosts.port import Host
+from ..metrics.features import pixel_features
+from ..metrics.frechet import frechet_distance
 from . import classifier, digits
-from .frechet import frechet_distance
 
-_PIXELS = 4
 _BATCH = 50
 
 
@@ -64,7 +64,7 @@ class Judge:
         return {
             "accuracy": float((classifier.classify(pictures) == wanted).float().mean()),
             "frechet_features": frechet_distance(classifier.features(pictures), classifier.features(self.real)),
-            "frechet_pixels": frechet_distance(_small(pictures), _small(self.real)),
+            "frechet_pixels": frechet_distance(pixel_features(pictures), pixel_features(self.real)),
         }
 
 
@@ -74,9 +74,3 @@ def save_picture(pictures: Tensor, path: Path, rows: int = 2) -> None:
     lines = [torch.cat(list(pictures[i::each]), dim=1) for i in range(min(rows, each))]
     with written_whole(path) as temporary:
         digits.to_pil(torch.cat(lines).clamp(0, 1)).save(temporary, format="PNG")
-
-
-def _small(pictures: Tensor) -> Tensor:
-    """Pictures (B, H, W, 3) as (B, 48): mean colours of 4×4 fields, which see colour, thickness and slant."""
-    small = torch.nn.functional.interpolate(pictures.movedim(-1, 1), size=(_PIXELS, _PIXELS), mode="area")
-    return small.flatten(1)

@@ -7,19 +7,18 @@ noise: how many are read as that digit. Uses the LoRAs that `reflow_quality` has
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..files import written_whole
 from ..hosts import use
 from ..hosts.headless.host import HeadlessHost
 from ..nodes import NODE_CLASS_MAPPINGS
 from . import classifier, digits, tiny_prior
 from .reflow_quality import Setting, lora_name
+from .runs import write_json
 
 log = logging.getLogger(__name__)
 _EACH, _CFG = 30, 2.0
@@ -54,6 +53,24 @@ def _drawn(model: Any, positive: Any, negative: Any, steps: int, seed: int) -> A
     return sample(model, positive, negative, latent, 500 + seed, steps, _CFG, "euler", 1.0, "auto")[0]["samples"]
 
 
+def measured(models: Path, work: Path, setting: Setting) -> dict[str, Any]:
+    """The shares of the base in 25 steps and of the students in 4.
+
+    Args:
+        models: models folder with the prior and the LoRAs of seed 0.
+        work: folder of inputs and outputs.
+        setting: that the LoRAs were trained by.
+    """
+    host = HeadlessHost(models, work / "input", work / "output")
+    use(host)
+    prior = tiny_prior.ensure_narrow(setting.prior, models).name
+    found = {"base, 25 steps": shares(host, prior, "", 25)}
+    for method in _STUDENTS:
+        lora = f"{lora_name(method, 0, setting)}.safetensors"
+        found[f"{method}, 4 steps"] = shares(host, prior, lora, 4)
+    return {"samples": _EACH * len(digits.WORDS), "cfg": _CFG, "shares": found}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m diff2flow_nodes.bench.reflow_negatives")
@@ -61,16 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    host = HeadlessHost(options.models, options.out / "input", options.out / "output")
-    use(host)
-    prior = tiny_prior.ensure_narrow(Setting().prior, options.models).name
-    found = {"base, 25 steps": shares(host, prior, "", 25)}
-    for method in _STUDENTS:
-        lora = f"{lora_name(method, 0, Setting())}.safetensors"
-        found[f"{method}, 4 steps"] = shares(host, prior, lora, 4)
     path = options.out / "reflow_negatives.json"
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps({"samples": _EACH * len(digits.WORDS), "cfg": _CFG, **found}, indent=1))
+    write_json(path, measured(options.models, options.out, Setting()))
     log.info("%s", path.read_text(encoding="utf-8"))
 
 

@@ -64,27 +64,38 @@ class _Silent:
 
 
 def main() -> None:
-    """Prints a line of JSON: seconds for each, and the share of the bare calls' throughput."""
+    """Prints a line of JSON, see `measured`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=0, help="pairs in a call; 0: 4 on the CPU, 32 on a GPU")
     parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on_gpu = device.type == "cuda"
-    backbone = _Backbone(device, (320, 640, 1280, 1280) if on_gpu else (64, 128))
-    batch, side = options.batch or (32 if on_gpu else 4), 512 if on_gpu else 256
-    settings = PairSettings(
-        batch * options.batches, 0, TeacherSettings(options.steps, 7.5), size=(side, side), batch_size=batch
-    )
+    print(json.dumps(measured(options.steps, options.batch, options.batches, options.rounds)))
+
+
+def measured(steps: int, batch: int, batches: int, rounds: int, device: str = "") -> dict[str, Any]:
+    """Seconds of bare calls and of pairs in turns, and the share of the bare calls' throughput, their median.
+
+    Args:
+        steps: of the teacher.
+        batch: pairs in a call; 0: 4 on the CPU, 32 on a GPU.
+        batches: of a round.
+        rounds: of both.
+        device: "cpu" or "cuda"; "": cuda where there is one.
+    """
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = chosen.type == "cuda"
+    backbone = _Backbone(chosen, (320, 640, 1280, 1280) if on_gpu else (64, 128))
+    batch, side = batch or (32 if on_gpu else 4), 512 if on_gpu else 256
+    settings = PairSettings(batch * batches, 0, TeacherSettings(steps, 7.5), size=(side, side), batch_size=batch)
     bare, made = [], []
-    for _ in range(options.rounds):  # in turn, so that both meet the same neighbours
-        bare.append(_bare(backbone, batch, side // 8, options.steps * options.batches))
+    for _ in range(rounds):  # in turn, so that both meet the same neighbours
+        bare.append(_bare(backbone, batch, side // 8, steps * batches))
         made.append(_pairs(backbone, settings))
     share = statistics.median(b / m for b, m in zip(bare, made, strict=True))
-    about = {"device": str(device), "batch": batch, "side": side, "steps": options.steps, "batches": options.batches}
-    print(json.dumps({**about, "bare_seconds": bare, "pairs_seconds": made, "share_of_bare_throughput": share}))
+    about = {"device": str(chosen), "batch": batch, "side": side, "steps": steps, "batches": batches}
+    return {**about, "bare_seconds": bare, "pairs_seconds": made, "share_of_bare_throughput": share}
 
 
 @torch.no_grad()

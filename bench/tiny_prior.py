@@ -125,6 +125,21 @@ QUALITIES = {
         accuracy=0.97,
         rounds=8,
     ),
+    "quick": Quality(
+        "quick",
+        autoencoder=Plan(steps=60, rate=1e-3, warm_up=10, average=0.95),
+        unet=Plan(steps=300, rate=2e-3, warm_up=20),
+        copies=10,
+        wordings=1,
+    ),
+    "scenes_quick": SceneQuality(
+        "scenes_quick",
+        autoencoder=Plan(steps=60, rate=1e-3, warm_up=10, average=0.95),
+        unet=Plan(steps=200, rate=2e-3, warm_up=20),
+        copies=10,
+        scenes=300,
+        captions=60,
+    ),
     "scenes": SceneQuality(
         "scenes",
         autoencoder=Plan(steps=1000, rate=1e-3, warm_up=20, average=0.99),
@@ -134,7 +149,7 @@ QUALITIES = {
 
 
 def ensure(name: str, models: Path) -> Path:
-    """The checkpoint of a quality by its name, "demo", "bench" or "scenes"; trained if it is not there yet.
+    """The checkpoint of a quality by its name, such as "demo" or "bench"; trained if it is not there yet.
 
     Args:
         models: the models folder.

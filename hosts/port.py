@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # the headless command line reports a wrong workflow before i
     from ..samplers.parameterization import FlowParameterization
     from ..training.port import Backbone, Progress
 
-FOLDERS = ("checkpoints", "loras", "datasets", "input", "output", "temp")
+FOLDERS = ("checkpoints", "loras", "datasets", "metrics", "input", "output", "temp")
 
 
 class HostError(ValueError):

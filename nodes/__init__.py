@@ -5,6 +5,7 @@ from __future__ import annotations
 from .datasets import Diff2FlowImageDataset, Diff2FlowImages
 from .depth import Diff2FlowDepth, Diff2FlowDepthDataset
 from .depth_files import Diff2FlowDepthMetrics, Diff2FlowLoadDepth, Diff2FlowSaveDepth
+from .evaluate import Diff2FlowEvaluate
 from .loading import Diff2FlowCheckpointLoader, Diff2FlowLoraLoader
 from .lora import Diff2FlowLoraConfig
 from .recipes import Diff2FlowReflowRecipe
@@ -23,6 +24,7 @@ NODES = {
     "Diff2Flow Sigmas": Diff2FlowSigmas,
     "Diff2Flow Steps Grid": Diff2FlowStepsGrid,
     "Diff2Flow Straightness": Diff2FlowStraightness,
+    "Diff2Flow Evaluate": Diff2FlowEvaluate,
     "Diff2Flow Depth": Diff2FlowDepth,
     "Diff2Flow Load Depth": Diff2FlowLoadDepth,
     "Diff2Flow Save Depth": Diff2FlowSaveDepth,

@@ -19,14 +19,16 @@ ROOMS = {
     "alignment": set(),
     "samplers": {"alignment"},
     "depth": {"files"},
+    "metrics": {"files"},
     "training": {"samplers", "alignment", "depth", "files"},
     "hosts": {"samplers", "alignment", "training", "depth", "files"},
-    "nodes": {"hosts", "training", "depth", "samplers", "alignment", "files"},
+    "nodes": {"hosts", "training", "depth", "metrics", "samplers", "alignment", "files"},
 }
 HOST_ONLY = {"comfy": "hosts/comfy", "folder_paths": "hosts/comfy", "server": "hosts/comfy",
              "latent_preview": "hosts/comfy", "comfy_extras": "hosts/comfy",
              "diffusers": "hosts/headless", "transformers": "hosts/headless"}  # fmt: skip
-LAZY = ("peft", "diffusers", "transformers", "matplotlib", "torchdiffeq", "accelerate", "OpenEXR", "h5py")
+LAZY = ("peft", "diffusers", "transformers", "matplotlib", "torchdiffeq", "accelerate", "OpenEXR", "h5py",
+        "torchmetrics", "torch_fidelity")  # fmt: skip
 
 
 def sources(room: str) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..samplers.straightness import Straightness
 
 _SIZE, _DPI = (8.0, 4.5), 120
-_INK, _FAINT, _LINE, _GRID = "#22262e", "#6b7280", "#2f6fdb", "#e6e8ec"
+INK, FAINT, LINE, GRID = "#22262e", "#6b7280", "#2f6fdb", "#e6e8ec"
 
 
 def loss_plot(losses: Sequence[float], title: str) -> Tensor:
@@ -22,28 +22,28 @@ def loss_plot(losses: Sequence[float], title: str) -> Tensor:
         losses: of steps 1, 2, ...; at least one.
         title: of the picture.
     """
-    canvas, axes = _page()
+    canvas, axes = page()
     steps = numpy.arange(1, len(losses) + 1)
     smooth = running_mean(losses)
-    axes.plot(steps, losses, ".", markersize=3.5, markeredgewidth=0, color=_LINE, alpha=0.35, label="each step")
-    axes.plot(steps, smooth, "-o" if len(losses) == 1 else "-", color=_LINE, linewidth=2.2, label="running mean")
+    axes.plot(steps, losses, ".", markersize=3.5, markeredgewidth=0, color=LINE, alpha=0.35, label="each step")
+    axes.plot(steps, smooth, "-o" if len(losses) == 1 else "-", color=LINE, linewidth=2.2, label="running mean")
     axes.set_xlim(1, max(2, len(losses)))
     top = float(numpy.quantile(losses, 0.99)) if len(losses) > 20 else max(losses)  # outliers do not flatten the rest
-    _frame(axes, top, ("step", "loss"), (title, f"{len(losses)} steps, loss {smooth[-1]:.4f}"))
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="upper right", markerscale=2.0)
+    frame(axes, top, ("step", "loss"), (title, f"{len(losses)} steps, loss {smooth[-1]:.4f}"))
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper right", markerscale=2.0)
     return _drawn(canvas)
 
 
 def straightness_plot(found: Straightness) -> Tensor:
     """IMAGE (1, H, W, 3) float32 in [0, 1]: S(t) over the flow time, from noise to data."""
-    canvas, axes = _page()
+    canvas, axes = page()
     ends = torch.cat([found.times, found.times[-1:] + found.lengths[-1:]]).numpy()
-    axes.stairs(found.bends.numpy(), ends, color=_LINE, linewidth=2.2)
-    axes.stairs(found.bends.numpy(), ends, color=_LINE, alpha=0.12, fill=True)
+    axes.stairs(found.bends.numpy(), ends, color=LINE, linewidth=2.2)
+    axes.stairs(found.bends.numpy(), ends, color=LINE, alpha=0.12, fill=True)
     axes.set_xlim(0.0, 1.0)
     labels = ("flow time (0 noise, 1 data)", "squared distance from the straight line's velocity")
     note = f"mean {found.mean:.4g}, {100 * found.relative:.3g} % of the speed squared"
-    _frame(axes, float(found.bends.max()), labels, ("Straightness", note))
+    frame(axes, float(found.bends.max()), labels, ("Straightness", note))
     return _drawn(canvas)
 
 
@@ -58,8 +58,8 @@ def running_mean(losses: Sequence[float]) -> list[float]:
     return means
 
 
-def _page() -> tuple[Any, Any]:
-    """Canvas and axes of an empty picture."""
+def page() -> tuple[Any, Any]:
+    """Canvas and axes of an empty picture, 960 × 540 px."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -73,16 +73,24 @@ def _drawn(canvas: Any) -> Tensor:
     return torch.from_numpy(pixels).unsqueeze(0)
 
 
-def _frame(axes: Any, top: float, labels: tuple[str, str], titles: tuple[str, str]) -> None:
-    """Axes from 0 to a little above `top`, grid, labels of both axes, titles on the left and on the right."""
-    axes.set_ylim(0.0, 1.15 * top if top > 0 else 1.0)
-    axes.set_xlabel(labels[0], color=_INK)
-    axes.set_ylabel(labels[1], color=_INK)
-    axes.set_title(titles[0], loc="left", color=_INK, fontsize=12, fontweight="bold", pad=12)
-    axes.set_title(titles[1], loc="right", color=_FAINT, fontsize=10, pad=12)
-    axes.grid(color=_GRID, linewidth=0.8)
+def frame(axes: Any, top: float | None, labels: tuple[str, str], titles: tuple[str, str]) -> None:
+    """Grid, labels and titles as all pictures here have them.
+
+    Args:
+        axes: matplotlib's.
+        top: the values go from 0 to a little above it; None leaves their range as it is.
+        labels: of both axes.
+        titles: on the left and on the right.
+    """
+    if top is not None:
+        axes.set_ylim(0.0, 1.15 * top if top > 0 else 1.0)
+    axes.set_xlabel(labels[0], color=INK)
+    axes.set_ylabel(labels[1], color=INK)
+    axes.set_title(titles[0], loc="left", color=INK, fontsize=12, fontweight="bold", pad=12)
+    axes.set_title(titles[1], loc="right", color=FAINT, fontsize=10, pad=12)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=0)
+    axes.tick_params(colors=INK, length=0)
     for name, spine in axes.spines.items():
         spine.set_visible(name == "bottom")
-        spine.set_color(_INK)
+        spine.set_color(INK)

@@ -10,6 +10,7 @@ from ...files import confined
 from ..port import FOLDERS, HostError
 
 _MODEL_KINDS = ("checkpoints", "loras")
+_OWN_KINDS = ("datasets", "metrics")
 
 
 def names(kind: str) -> list[str]:
@@ -49,6 +50,6 @@ def folder(kind: str) -> Path:
 def _directory(kind: str) -> Path:
     if kind in _MODEL_KINDS:
         return Path(folder_paths.get_folder_paths(kind)[0])
-    if kind == "datasets":
-        return Path(folder_paths.models_dir) / "datasets"
+    if kind in _OWN_KINDS:
+        return Path(folder_paths.models_dir) / kind
     return Path(folder_paths.get_directory_by_type(kind))

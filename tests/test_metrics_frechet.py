@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diff2flow_nodes.bench.frechet import frechet_distance
+from diff2flow_nodes.metrics.frechet import frechet_distance
 
 
 def _with_moments(mean, deviation, count=500, turn=None):

@@ -1,9 +1,11 @@
-"""The Fréchet distance between two sets of features."""
+"""The Fréchet distance between two sets of features (Heusel et al. 2017, "FID" on Inception's)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .features import checked
 
 
 def frechet_distance(one: Tensor, two: Tensor) -> float:
@@ -12,14 +14,13 @@ def frechet_distance(one: Tensor, two: Tensor) -> float:
     The trace of the root is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric.
 
     Args:
-        one, two: (N, features), (M, features); N and M at least 2.
+        one, two: (N, d), (M, d); N and M at least 2; computed in float64. With N or M below d the covariances are
+            singular, which this form bears; the distance is biased upwards all the same.
 
     Raises:
-        ValueError: fewer than two items, or unequal numbers of features.
+        ValueError: fewer than two items, unequal numbers of features, or a value that is not finite.
     """
-    if min(len(one), len(two)) < 2 or one.shape[1:] != two.shape[1:]:
-        raise ValueError(f"two sets of at least 2 items with equal features are needed, not {one.shape}, {two.shape}")
-    one, two = one.double(), two.double()
+    one, two = checked(one, two)
     first, second = torch.cov(one.T), torch.cov(two.T)
     root = _root(first)
     crossed = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()

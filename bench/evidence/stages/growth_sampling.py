@@ -1,0 +1,185 @@
+"""How the cost of sampling over the bare network calls grows: with the batch, the latent's side and the steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ....files import written_whole
+from ....hosts import use
+from ....hosts.headless.host import HeadlessHost
+from ....nodes import NODE_CLASS_MAPPINGS
+from ... import ldm_layout
+from ...costs import cpu_seconds, interleaved, medians, ratios
+from ...tiny_unet import random_unet, unet_config
+from ..section import Claim, Line, Plot, Section, Table, Text
+from ..stage import Context, Result, Stage, number
+
+CFG, STEPS = 4.0, 4
+_WIDTH = 64
+_TOKENS = 77
+_GOAL = 1.05
+"""Of the ratio at the largest batch and the largest latent, where the network is more than overhead."""
+
+
+def scale(context: Context) -> dict[str, Any]:
+    """Batches at 8 × 8 latents, sides and steps at batch 1, and rounds."""
+    if context.quick:
+        return {"batches": [1, 4, 16], "sides": [8, 16, 32], "steps": [2, 8], "rounds": 3, "width": _WIDTH}
+    full = {"width": 320} if context.full else {"width": _WIDTH}
+    sides = [8, 16, 32, 64] + ([128] if context.full else [])
+    return {"batches": [1, 2, 4, 8, 16, 32], "sides": sides, "steps": [2, 4, 8, 16, 32], "rounds": 7, **full}
+
+
+def run(context: Context) -> Result:
+    """Seconds of ours and of the bare calls, in turns, for each size."""
+    wanted = scale(context)
+    measured = Bench(context.folder("growth_sampling"), wanted["width"], context.full, context.device)
+    cases: dict[str, list[tuple[int, int, int]]] = {
+        "batch": [(batch, 8, STEPS) for batch in wanted["batches"]],
+        "side": [(1, side, STEPS) for side in wanted["sides"]],
+        "steps": [(1, 8, steps) for steps in wanted["steps"]],
+    }
+    found = {name: [measured.case(*sizes, wanted["rounds"]) for sizes in each] for name, each in cases.items()}
+    return {"cases": found, "parameters": measured.parameters, "numbers": _numbers(found)}
+
+
+class Bench:
+    """A network of random weights, loaded headless.
+
+    Args:
+        folder: of the checkpoint.
+        width: channels of its first level.
+        full: SD1.5's own size, four levels of two blocks.
+        device: that it is on.
+
+    Attributes:
+        parameters: of the network.
+    """
+
+    def __init__(self, folder: Path, width: int, full: bool, device: str) -> None:
+        config = unet_config(4, 2, width=width) if full else unet_config(1, 1, width=width)
+        path = folder / "models" / "checkpoints" / f"random_{width}_{config['layers_per_block']}.safetensors"
+        if not path.is_file():
+            _write(path, config)
+        host = HeadlessHost(folder / "models", folder / "input", folder / "output", device)
+        use(host)
+        self._model, _, _ = host.load_checkpoint(path.name)
+        self._network = self._model.base.weights.module
+        self._device, self._dtype = host.device, self._model.base.dtype
+        self.parameters = sum(weight.numel() for weight in self._network.parameters())
+        random = torch.Generator().manual_seed(0)
+        self._texts = [torch.randn(1, _TOKENS, config["cross_attention_dim"], generator=random) for _ in range(2)]
+
+    def case(self, batch: int, side: int, steps: int, rounds: int) -> dict[str, Any]:
+        """Median seconds of both ways, the median of their ratios, and quartiles.
+
+        Args:
+            batch, side, steps: of the sampling.
+            rounds: of both in turn.
+        """
+        latent = {"samples": torch.zeros(batch, 4, side, side)}
+        positive, negative = ([[text, {}]] for text in self._texts)
+        sample = NODE_CLASS_MAPPINGS["Diff2FlowSampler"]().sample
+        ways = {
+            "ours": partial(sample, self._model, positive, negative, latent, 0, steps, CFG, "euler", 1.0, "auto"),
+            "bare": partial(self._bare, batch, side, steps),
+        }
+        seconds = interleaved({name: self._timed(way) for name, way in ways.items()}, rounds)
+        extra = [1e3 * (a - b) / steps for a, b in zip(seconds["ours"], seconds["bare"], strict=True)]
+        sizes = {"batch": batch, "side": side, "steps": steps}
+        return {**sizes, "seconds": medians(seconds), "extra_ms_a_step": _median(extra), **ratios(seconds, "bare")}
+
+    def _timed(self, way: Callable[[], Any]) -> Callable[[], float]:
+        """Seconds of a way: of the processor, which neighbours do not touch, or by the clock on a GPU."""
+        if self._device.type != "cuda":
+            return cpu_seconds(way)
+
+        def timed() -> float:
+            torch.cuda.synchronize(self._device)
+            began = time.perf_counter()
+            way()
+            torch.cuda.synchronize(self._device)
+            return time.perf_counter() - began
+
+        return timed
+
+    @torch.inference_mode()
+    def _bare(self, batch: int, side: int, steps: int) -> None:
+        """The network's calls with both prompts in one, and nothing else."""
+        x = torch.zeros(2 * batch, 4, side, side, device=self._device, dtype=self._dtype)
+        context = torch.cat(self._texts).repeat_interleave(batch, 0).to(x)
+        for tau in torch.linspace(999, 0, steps, device=self._device):
+            self._network(x, tau.expand(2 * batch), encoder_hidden_states=context, return_dict=False)
+
+
+def _write(path: Path, config: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    unet = ldm_layout.unet_to_ldm(random_unet(config, 0).state_dict(), config["layers_per_block"])
+    with written_whole(path) as temporary:
+        save_file(ldm_layout.checkpoint({key: value.half() for key, value in unet.items()}, {}, {}), str(temporary))
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _numbers(found: dict[str, Any]) -> dict[str, Any]:
+    numbers = {}
+    for name, cases in found.items():
+        for case in cases:
+            low, _, high = case["ratio_quartiles"]["ours"]
+            label = f"ours over bare, {name} {case[name]}"
+            numbers[label] = number(case["median_ratio"]["ours"], "smaller", high - low, 0.1, timed=True)
+    return numbers
+
+
+def render(result: Result) -> Section:
+    """A table and a plot for each of batch, side and steps."""
+    titles = {"batch": "images in a batch (latents 8 × 8)", "side": "side of the latents (batch 1)",
+              "steps": "steps (batch 1, latents 8 × 8)"}  # fmt: skip
+    rows = [_row(titles[name], name, case) for name, cases in result["cases"].items() for case in cases]
+    largest = {name: result["cases"][name][-1] for name in ("batch", "side")}
+    claims = [_claim(name, case) for name, case in largest.items()]
+    note = Text(
+        f"Headless, a UNet of {result['parameters'] / 1e6:.1f} M random weights, CFG {CFG:g}; the bare calls are the"
+        " network with both prompts in one batch and nothing else. On so small a network a step's fixed costs show."
+    )
+    lines = [
+        Line(f"over {name}", [case[name] for case in cases], [case["median_ratio"]["ours"] for case in cases])
+        for name, cases in result["cases"].items()
+    ]
+    plot = Plot("growth_sampling", "Sampling over the bare calls", "batch, latent side or steps",
+                "seconds over those of the bare calls", lines, log_x=True)  # fmt: skip
+    head = ("what grows", "size", "ours, s", "bare calls, s", "ratio", "quartiles", "more, ms a step")
+    return Section(claims, (note, Table("", head, rows), plot))
+
+
+def _row(title: str, name: str, case: dict[str, Any]) -> tuple[str, ...]:
+    seconds, (low, _, high) = case["seconds"], case["ratio_quartiles"]["ours"]
+    times = (f"{seconds['ours']:.4f}", f"{seconds['bare']:.4f}", f"{case['median_ratio']['ours']:.3f}")
+    return (title, str(case[name]), *times, f"{low:.3f} to {high:.3f}", f"{case['extra_ms_a_step']:.2f}")
+
+
+def _claim(name: str, case: dict[str, Any]) -> Claim:
+    ratio, (low, _, high) = case["median_ratio"]["ours"], case["ratio_quartiles"]["ours"]
+    text = f"Diff2Flow Sampler over the bare network calls, {name} {case[name]} (headless)"
+    return Claim(text, f"{ratio:.3f} ({low:.3f} to {high:.3f})", f"≤ {_GOAL}", ratio <= _GOAL)
+
+
+STAGE = Stage(
+    "growth_sampling",
+    "How the cost of sampling grows",
+    2,
+    (4.0, 0.7),
+    run,
+    render,
+    settings=scale,
+    alone=True,
+)

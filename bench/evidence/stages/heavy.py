@@ -1,0 +1,221 @@
+"""The reports on the tiny prior as stages, and what is measured inside the real ComfyUI.
+
+Minutes of one core, by 4 ms a sample and evaluation of the narrow prior, 0.3 s a training step of batch 16 and 0.5 s
+of batch 32. Two workers share them; stages that run alone count twice.
+
+| stage | normal | seconds, reckoned as | minutes | quick |
+|---|---|---|---|---|
+| priors of digits and of scenes | 5000 steps and more each | as measured | 33 + 60 | 2 + 2 |
+| ablation | 9 × (240 steps of 16, 50 samples × 58 evaluations), 3 bases | 9 × 84 + 3 × 12, loading | 15 | 2.5 |
+| reflow_quality | 1200 pairs × 50 evaluations; 3 seeds × (3 bases, 2 students, pairs again) | 240 + 3 × 840 | 46 | 2 |
+| reflow_negatives | 3 models × 20 prompts × 30 samples × 8 to 50 evaluations | 160 | 3 | 1.5 |
+| depth_quality | 9 × (300 steps of 16, 3300 evaluations), 3 regressors for as long | 12 × 105 | 21 | 1.5 |
+| reflow_throughput | 3 rounds × 2 ways × 10 calls of batch 8, alone | 60 | 2 × 1 | 2 × 0.5 |
+| the cheap ones | exactness, start-up, growth, sizes, fractional; most alone | 600 | 2 × 10 | 2 × 3 |
+| sum of 2 × 120, 2 × 10 | | | 200 | 18.5 |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ... import ablation as ablation_bench
+from ... import depth_quality, reflow_negatives, reflow_quality, reflow_throughput
+from ...random_prior import build_random
+from ..comfy import comfy_dir, comfy_python, without_comfy
+from ..provenance import ROOT
+from ..stage import Context, Result, Stage, number, of_seeds
+from . import heavy_shown as shown
+from .priors import digits_prior, scenes_prior
+
+_STUDENTS = ("paper", "fast", reflow_quality.AGAIN)
+_DEPTH = ("diff2flow", "flow_matching", "diffusion", *depth_quality.SCALES)
+_SECONDS = 3600
+
+
+def ablation_setting(context: Context) -> ablation_bench.Setting:
+    """Of the ablation on the narrow prior."""
+    normal = ablation_bench.Setting(prior=digits_prior(context), narrow=True, batch_size=16)
+    return replace(normal, steps=24, images=40, held_out=20, samples=20) if context.quick else normal
+
+
+def run_ablation(context: Context) -> Result:
+    """LoRAs by each objective: Figure 5."""
+    setting, out = ablation_setting(context), context.folder("ablation")
+    found = _read(ablation_bench.ablation(context.own_models(), out, setting, len(context.seeds)))
+    numbers = {}
+    for method, cells in found["summary"].items():
+        numbers[f"{method}, Fréchet"] = of_seeds(cells["samples/25/frechet_features"], "smaller", 0.5)
+        numbers[f"{method}, read right"] = of_seeds(cells["samples/25/accuracy"], "larger", 0.01)
+    return {"setting": found["setting"], "summary": found["summary"], "numbers": numbers}
+
+
+def reflow_setting(context: Context) -> reflow_quality.Setting:
+    """Of the report on reflow."""
+    normal = reflow_quality.Setting(prior=digits_prior(context), pairs=1200, steps=300, samples=200)
+    if not context.quick:
+        return normal
+    return replace(normal, pairs=64, teacher_steps=8, steps=20, samples=20, sample_steps=(25, 4, 2, 1))
+
+
+def run_reflow(context: Context) -> Result:
+    """Few steps after reflow: Table 3, and a second round."""
+    methods = [*reflow_quality.BASES, *(_STUDENTS[:2] if context.quick else _STUDENTS)]
+    out, setting = context.folder("reflow_quality"), reflow_setting(context)
+    found = _read(reflow_quality.report(context.own_models(), out, setting, methods, list(context.seeds)))
+    numbers = {}
+    for method, cells in found["summary"].items():
+        for steps in (4, 2, 1):
+            numbers[f"{method}, {steps} steps, frechet"] = of_seeds(
+                cells[f"samples/{steps}/frechet_features"], "smaller", 0.5
+            )
+        if "straightness/mean" in cells:
+            numbers[f"{method}, straightness"] = of_seeds(cells["straightness/mean"], "smaller", 0.005)
+    return {"setting": found["setting"], "summary": found["summary"], "numbers": numbers}
+
+
+def run_negatives(context: Context) -> Result:
+    """Negative prompts after reflow, with the LoRAs of the stage before."""
+    setting = reflow_setting(context)
+    found = reflow_negatives.measured(context.own_models(), context.folder("reflow_quality") / "work", setting)
+    numbers = {f"{name}, with": number(each["with"], "smaller", floor=0.03) for name, each in found["shares"].items()}
+    return {**found, "numbers": numbers}
+
+
+def depth_setting(context: Context) -> depth_quality.Setting:
+    """Of the report on depth."""
+    normal = depth_quality.Setting(prior=scenes_prior(context), steps=300)
+    return replace(normal, scenes=60, held_out=16, steps=12, batch_size=8) if context.quick else normal
+
+
+def run_depth(context: Context) -> Result:
+    """Depth by each objective: Figure 8."""
+    out, setting = context.folder("depth_quality"), depth_setting(context)
+    path = depth_quality.report(context.own_models(), out, setting, list(_DEPTH), list(context.seeds))
+    found, numbers = _read(path), {}
+    for method, cells in found["summary"].items():
+        for name in ("abs_rel", "steps/10/abs_rel", "steps/2/abs_rel"):
+            if name in cells:
+                numbers[f"{method}, {name}"] = of_seeds(cells[name], "smaller", 0.005)
+    return {"setting": found["setting"], "summary": found["summary"], "numbers": numbers}
+
+
+def throughput_scale(context: Context) -> dict[str, int]:
+    """Steps, batches and rounds of the pair generation."""
+    if context.full:
+        return {"steps": 40, "batch": 0, "batches": 2, "rounds": 3}
+    return {"steps": 4 if context.quick else 10, "batch": 4, "batches": 1, "rounds": 3}
+
+
+def run_throughput(context: Context) -> Result:
+    """Pairs against the bare CFG-batched calls, in turns."""
+    found = reflow_throughput.measured(**throughput_scale(context), device=context.device)
+    shares = [b / m for b, m in zip(found["bare_seconds"], found["pairs_seconds"], strict=True)]
+    spread = max(shares) - min(shares)
+    numbers = {"share": number(found["share_of_bare_throughput"], "larger", spread, 0.03, len(shares), timed=True)}
+    return {**found, "numbers": numbers}
+
+
+def run_comfy_sampling(context: Context) -> Result:
+    """Our sampler and the stock KSampler over the bare calls, inside ComfyUI."""
+    rounds, steps = (2, 2) if context.quick else (5, 4)
+    found = _in_comfy(context, "sampling_cost.py", str(rounds), str(steps))
+    numbers = {}
+    for case in found["results"]:
+        low, _, high = case["ratio_quartiles"]["ours"]
+        name = f"ours over bare, batch {case['batch']}"
+        numbers[name] = number(case["median_ratio"]["ours"], "smaller", high - low, 0.05, rounds, timed=True)
+    return {**found, "numbers": numbers}
+
+
+def run_comfy_training(context: Context) -> Result:
+    """Our training step and core's TrainLoraNode over the bare one, inside ComfyUI: seconds and memory."""
+    more = ("--only", "speed") if context.quick else ()
+    found = _in_comfy(context, "training_cost.py", "2" if context.quick else "4", *more)
+    speed = found["speed"]["over_bare"]
+    low, _, high = speed["ratio_quartiles"]["ours"]
+    rounds = found["speed"]["rounds"]
+    numbers = {"step, ours over bare": number(speed["median_ratio"]["ours"], "smaller", high - low, 0.05, rounds, True)}
+    if "memory" in found:
+        numbers["memory, ours over bare"] = number(found["memory"]["over_bare"]["ours"], "smaller", 0.0, 0.05, 2, True)
+    return {**found, "numbers": numbers}
+
+
+def _in_comfy(context: Context, script: str, *words: str) -> dict[str, Any]:
+    """JSON that a script of bench prints under ComfyUI's own python."""
+    directory = comfy_dir()
+    if directory is None:
+        raise ValueError("COMFYUI_DIR is not set: name the checkout of ComfyUI by it")
+    checkpoint = context.folder("comfy") / "random.safetensors"
+    if not checkpoint.is_file():
+        build_random(checkpoint)
+    command = [str(comfy_python(directory)), str(ROOT / "bench" / script), str(checkpoint), *words]
+    command += [] if context.device == "cpu" else ["--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=_alone(), check=False)
+    if done.returncode:
+        raise ValueError(f"{script} ended with code {done.returncode}: {' '.join(done.stderr.split())[-250:]}")
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def _alone() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _comfy_settings(context: Context) -> Mapping[str, Any]:
+    return {"comfyui": bool(comfy_dir())}
+
+
+def _ablation_settings(context: Context) -> Mapping[str, Any]:
+    return asdict(ablation_setting(context))
+
+
+def _reflow_settings(context: Context) -> Mapping[str, Any]:
+    return asdict(reflow_setting(context))
+
+
+def _depth_settings(context: Context) -> Mapping[str, Any]:
+    return asdict(depth_setting(context))
+
+
+COST = (
+    Stage(
+        "comfy_sampling", "Sampling inside ComfyUI", 2, (3.0, 1.0), run_comfy_sampling, shown.comfy_sampling,
+        settings=_comfy_settings, alone=True, left_out=without_comfy,
+    ),
+    Stage(
+        "comfy_training", "A training step inside ComfyUI", 2, (10.0, 2.0), run_comfy_training, shown.comfy_training,
+        settings=_comfy_settings, alone=True, left_out=without_comfy,
+    ),
+    Stage(
+        "reflow_throughput", "Making pairs", 2, (1.0, 0.5), run_throughput, shown.throughput,
+        settings=throughput_scale, alone=True,
+    ),
+)  # fmt: skip
+CLAIMS = (
+    Stage(
+        "ablation", "The objectives (Figure 5)", 3, (15.0, 2.5), run_ablation, shown.ablation,
+        settings=_ablation_settings, needs=("prior_digits",), seeded=True,
+    ),
+    Stage(
+        "reflow_quality", "Reflow (Table 3), and a second round", 3, (46.0, 2.0), run_reflow, shown.reflow,
+        settings=_reflow_settings, needs=("prior_digits",), seeded=True,
+    ),
+    Stage(
+        "reflow_negatives", "Negative prompts after reflow", 3, (3.0, 1.5), run_negatives, shown.negatives,
+        settings=_reflow_settings, needs=("reflow_quality",),
+    ),
+    Stage(
+        "depth_quality", "Depth (Figure 8)", 3, (21.0, 1.5), run_depth, shown.depth,
+        settings=_depth_settings, needs=("prior_scenes",), seeded=True,
+    ),
+)  # fmt: skip

@@ -1,0 +1,207 @@
+"""What the report shows of the stages on the tiny prior, and of those inside ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...reflow_quality import AGAIN
+from ..section import Claim, Line, Plot, Section, Table, Text, shown
+from ..stage import Result
+
+_TEACHER, _OURS = "base Euler", "fast"
+_NEAR = {4: 1.05, 2: 1.10, 1: 1.30}
+_WORSE, _STRAIGHTER, _PAIRS, _STEP = 3.0, 5.0, 0.95, 1.10
+_BETWEEN = ("flow_matching", "diffusion")
+
+
+def ablation(result: Result) -> Section:
+    """Quality by objective, and the held-out loss over training."""
+    summary, setting = result["summary"], result["setting"]
+    counts = [str(steps) for steps in setting["sample_steps"]]
+    keys = [f"samples/{steps}/{name}" for name in ("frechet_features", "accuracy") for steps in counts]
+    head = ["method", *(f"Fréchet, {c} steps" for c in counts), *(f"read right, {c} steps" for c in counts), "seeds"]
+    rows = []
+    for method, cells in summary.items():
+        values = [shown(cells[key], "{:.2f}" if "frechet" in key else "{:.3f}") for key in keys]
+        rows.append((method, *values, str(cells[keys[0]]["seeds"])))
+    ours, key = summary["diff2flow"], keys[0]
+    claims = [
+        _less(f"Fréchet distance of {other} over diff2flow's, {counts[0]} steps", summary[other][key], ours[key])
+        for other in _BETWEEN
+    ]
+    note = Text(f"LoRAs of rank {setting['rank']}, {setting['steps']} steps of {setting['batch_size']}, a new style.")
+    return Section(claims, (note, Table("Samples after training", head, rows), _validation(summary)))
+
+
+def _validation(summary: Mapping[str, Any]) -> Plot:
+    lines = []
+    for method, cells in summary.items():
+        points = sorted((int(key.split("/")[1]), cell) for key, cell in cells.items() if key.startswith("validation/"))
+        if points:
+            x, found = zip(*points, strict=True)
+            lines.append(Line(method, x, [cell["mean"] for cell in found], [cell["deviation"] for cell in found]))
+    return Plot("ablation", "Held-out flow matching loss", "training step", "loss", lines)
+
+
+def reflow(result: Result) -> Section:
+    """Fréchet distance and accuracy by steps, straightness, and the goals."""
+    summary, setting = result["summary"], result["setting"]
+    counts = setting["sample_steps"]
+    frechet = "Fréchet distance in the classifier's features"
+    parts = [
+        _stepped(summary, counts, "samples/{}/frechet_features", frechet, "{:.2f}"),
+        _stepped(summary, counts, "samples/{}/accuracy", "Share read as the digit that was asked for", "{:.3f}"),
+        _straightness(summary),
+    ]  # fmt: skip
+    lines = [
+        Line(method, counts, *_means(cells, counts, "samples/{}/frechet_features"), dashed=method.startswith("base"))
+        for method, cells in summary.items()
+    ]
+    plot = Plot("reflow", "Few steps after reflow", "steps", "Fréchet distance", lines, log_x=True)
+    return Section(_reflow_claims(summary), (plot, *parts))
+
+
+def _reflow_claims(summary: Mapping[str, Any]) -> list[Claim]:
+    def distance(method: str, steps: int) -> Mapping[str, Any]:
+        return summary[method][f"samples/{steps}/frechet_features"]
+
+    teacher, claims = distance(_TEACHER, 25), []
+    for steps, goal in _NEAR.items():
+        ratio = distance(_OURS, steps)["mean"] / teacher["mean"]
+        text = f"Fréchet distance of our reflow at {steps} step{'s' if steps > 1 else ''} over the teacher's at 25"
+        claims.append(Claim(text, _over(distance(_OURS, steps), teacher), f"≤ {goal:g}", ratio <= goal))
+    base, ours = distance(_TEACHER, 2), distance(_OURS, 2)
+    text = "Fréchet distance of the base at 2 steps over our reflow's"
+    claims.append(Claim(text, _over(base, ours), f"≥ {_WORSE:g}", base["mean"] >= _WORSE * ours["mean"]))
+    straight = [summary[method]["straightness/mean"] for method in (_TEACHER, _OURS)]
+    holds = straight[0]["mean"] >= _STRAIGHTER * straight[1]["mean"]
+    claims.append(Claim("straightness, the base's over our reflow's", _over(*straight), f"≥ {_STRAIGHTER:g}", holds))
+    if AGAIN in summary:
+        claims.append(
+            _less("Fréchet distance at 1 step, one round of reflow over two", distance(_OURS, 1), distance(AGAIN, 1))
+        )
+    return claims  # fmt: skip
+
+
+def _straightness(summary: Mapping[str, Any]) -> Table:
+    rows = [
+        (method, shown(cells["straightness/mean"], "{:.4f}"), shown(cells["straightness/relative"], "{:.4f}"))
+        for method, cells in summary.items()
+        if "straightness/mean" in cells
+    ]
+    return Table("Straightness of the paths (0 is straight)", ("method", "straightness", "part of speed squared"), rows)
+
+
+def negatives(result: Result) -> Section:
+    """Shares read as the digit that the negative prompt names."""
+    rows = [(name, f"{each['without']:.1%}", f"{each['with']:.1%}") for name, each in result["shares"].items()]
+    holds = all(each["with"] < 0.5 * each["without"] for each in result["shares"].values())
+    worst = max(each["with"] for each in result["shares"].values())
+    text = f"samples that show what the negative prompt names (CFG {result['cfg']:g}), at most"
+    head = ("model", "without the negative", "with it")
+    claim = Claim(text, f"{worst:.1%}", "less than half of those without it", holds)
+    return Section([claim], (Table("Read as the digit of the negative prompt", head, rows),))
+
+
+def depth(result: Result) -> Section:
+    """AbsRel and delta1 by objective and steps, beside what needs no prior."""
+    summary, counts = result["summary"], result["setting"]["sample_steps"]
+    stepped = {name: cells for name, cells in summary.items() if f"steps/{counts[0]}/abs_rel" in cells}
+    plain = {name: cells for name, cells in summary.items() if name not in stepped}
+    rows = [
+        (name, shown(cells["abs_rel"], "{:.4f}"), shown(cells["delta1"], "{:.4f}")) for name, cells in plain.items()
+    ]
+    ours = stepped["diff2flow"]
+    claims = [
+        _less(f"AbsRel of {other} over diff2flow's in {steps} steps", stepped[other][key], ours[key])
+        for other in _BETWEEN
+        for steps in (2, 10)
+        if (key := f"steps/{steps}/abs_rel") in ours
+    ]
+    lines = [Line(name, counts, *_means(cells, counts, "steps/{}/abs_rel")) for name, cells in stepped.items()]
+    return Section(
+        claims,
+        (
+            Plot("depth", "Depth by objective", "steps", "AbsRel", lines, log_x=True),
+            _stepped(stepped, counts, "steps/{}/abs_rel", "AbsRel (smaller is better)", "{:.4f}"),
+            _stepped(stepped, counts, "steps/{}/delta1", "delta1 (larger is better)", "{:.4f}"),
+            Table("For scale", ("method", "AbsRel", "delta1"), rows),
+        ),
+    )
+
+
+def throughput(result: Result) -> Section:
+    """Pairs against the bare calls."""
+    share, number = result["share_of_bare_throughput"], result["numbers"]["share"]
+    text = "throughput of making pairs, of that of the bare CFG-batched calls"
+    claim = Claim(text, f"{share:.3f} ± {number['spread']:.3f}", f"≥ {_PAIRS}", share >= _PAIRS)
+    rounds = zip(result["bare_seconds"], result["pairs_seconds"], strict=True)
+    rows = [(str(i), f"{bare:.2f}", f"{made:.2f}", f"{bare / made:.3f}") for i, (bare, made) in enumerate(rounds, 1)]
+    title = f"{result['batch']} pairs of {result['side']} px a call, {result['steps']} steps, in turns"
+    return Section([claim], (Table(title, ("round", "bare calls, s", "pairs, s", "share"), rows),))
+
+
+def comfy_sampling(result: Result) -> Section:
+    """Ours and the stock KSampler over the bare calls."""
+    rows = []
+    for case in result["results"]:
+        ratios = [f"{case['median_ratio'][name]:.3f}" for name in ("ours", "ksampler")]
+        low, _, high = case["ratio_quartiles"]["ours"]
+        rows.append((str(case["batch"]), str(case["latent"]), *ratios, f"{low:.3f} to {high:.3f}"))
+    case = result["results"][-1]
+    ours, stock = (case["median_ratio"][name] for name in ("ours", "ksampler"))
+    low, _, high = case["ratio_quartiles"]["ours"]
+    spread = high - low
+    text = f"Diff2Flow Sampler over the bare calls inside ComfyUI, batch {case['batch']} (KSampler {stock:.3f})"
+    claim = Claim(
+        text, f"{ours:.3f} ± {spread:.3f}", "no more than KSampler's, within its spread", ours <= stock + spread
+    )
+    head = ("batch", "latent side", "ours over bare", "KSampler over bare", "quartiles of ours")
+    return Section([claim], (Table(f"{result['steps']} steps, CPU seconds, in turns", head, rows),))
+
+
+def comfy_training(result: Result) -> Section:
+    """Ours and core's TrainLoraNode over the bare step."""
+    speed, seconds = result["speed"]["over_bare"], result["speed"]["median_seconds_a_step"]
+    memory = result.get("memory", {}).get("over_bare", {})
+    rows = [
+        (name, f"{seconds[name]:.3f}", f"{ratio:.3f}", f"{memory[name]:.3f}" if name in memory else "-")
+        for name, ratio in speed["median_ratio"].items()
+    ]
+    ours = speed["median_ratio"]["ours"]
+    low, _, high = speed["ratio_quartiles"]["ours"]
+    text = f"our training step over the bare one (TrainLoraNode {speed['median_ratio']['train_lora_node']:.2f})"
+    claim = Claim(text, f"{ours:.3f} ({low:.3f} to {high:.3f})", f"≤ {_STEP}", ours <= _STEP)
+    head = ("way", "seconds a step", "over bare", "peak memory over bare")
+    title = f"Batch {result['batch']}, rank {result['rank']}, latents {result['latent']}², ComfyUI {result['comfyui']}"
+    return Section([claim], (Table(title, head, rows),))
+
+
+def _stepped(summary: Mapping[str, Any], counts: list[int], key: str, title: str, form: str) -> Table:
+    head = ["method", *(f"{count} steps" if count > 1 else "1 step" for count in counts), "seeds"]
+    rows = []
+    for method, cells in summary.items():
+        found = [cells[key.format(count)] for count in counts]
+        rows.append((method, *(shown(cell, form) for cell in found), str(found[0]["seeds"])))
+    return Table(title, head, rows)
+
+
+def _means(cells: Mapping[str, Any], counts: list[int], key: str) -> tuple[list[float], list[float]]:
+    found = [cells[key.format(count)] for count in counts]
+    return [cell["mean"] for cell in found], [cell["deviation"] for cell in found]
+
+
+def _less(text: str, other: Mapping[str, Any], ours: Mapping[str, Any]) -> Claim:
+    """That the other's mean is the larger; one seed says nothing."""
+    holds = other["mean"] > ours["mean"] if ours["seeds"] > 1 else None
+    return Claim(text, _over(other, ours), "> 1", holds)
+
+
+def _over(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """A ratio of means, with the deviation that follows from theirs where there are several seeds."""
+    ratio = one["mean"] / other["mean"]
+    if one["seeds"] < 2:
+        return f"{ratio:.3f}"
+    parts = [cell["deviation"] / cell["mean"] if cell["mean"] else 0.0 for cell in (one, other)]
+    return f"{ratio:.3f} ± {ratio * (parts[0] ** 2 + parts[1] ** 2) ** 0.5:.3f}"
