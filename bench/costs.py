@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,19 @@ def cpu_seconds(way: Callable[[], Any]) -> Callable[[], float]:
         began = time.process_time()
         way()
         return time.process_time() - began
+
+    return timed
+
+
+def gpu_seconds(way: Callable[[], Any]) -> Callable[[], float]:
+    """A way that returns the seconds by the clock until the GPU has done it."""
+
+    def timed() -> float:
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        way()
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
 
     return timed
 
@@ -51,3 +67,29 @@ def medians(seconds: Seconds) -> dict[str, float]:
 def machine() -> dict[str, Any]:
     """What was measured on."""
     return {"torch": torch.__version__, "machine": platform.processor(), "threads": torch.get_num_threads()}
+
+
+def restarted_peak(cuda: bool) -> int:
+    """Bytes held now, from which `peak_bytes` counts anew; what was freed goes back to the system first (Linux).
+
+    Args:
+        cuda: the GPU's memory, else the process's.
+    """
+    gc.collect()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_bytes(cuda: bool) -> int:
+    """The most bytes that were held since `restarted_peak`."""
+    return torch.cuda.max_memory_allocated() if cuda else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """A size in bytes from Linux's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024

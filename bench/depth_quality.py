@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from . import digits, scenes, tiny_prior
 from .depth_regressor import trained_regressor
 from .depth_table import markdown
 from .loaded_prior import LoadedPrior, lora_everywhere
-from .runs import Runs, write_json
+from .runs import Runs, run_name, write_json
 from .scene_prior import HELD_OUT_SEED, depth_pictures
 from .summary import summary
 
@@ -104,11 +105,20 @@ class Bench:
             return self._measured(self._through_autoencoder(), AUTOENCODER)
         if method == REGRESSOR:
             return self._regressed(seed)
-        name = f"depth_{method.replace(', ', '_').replace(' ', '_')}_{seed}"
+        name = run_name(f"depth {method}", seed, self.setting)
         began = time.monotonic()
         model = self._trained(OBJECTIVES[method], seed, name)
         trained = time.monotonic() - began
-        return {"training_seconds": trained, **self._estimated(model, seed, name)}
+        sizes = {"training_seconds": trained, "trained_parameters": self._size(name)}
+        return {**sizes, **self._estimated(model, seed, name)}
+
+    def _size(self, name: str) -> int:
+        """How many numbers a LoRA's file holds beside the alphas."""
+        from safetensors import safe_open
+
+        with safe_open(str(self._host.folder("loras") / f"{name}.safetensors"), framework="pt") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys() if not key.endswith(".alpha")]  # noqa: SIM118
+        return sum(map(math.prod, shapes))
 
     def _trained(self, changes: dict[str, str], seed: int, name: str) -> Any:
         setting, nodes = self.setting, NODE_CLASS_MAPPINGS

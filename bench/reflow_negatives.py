@@ -17,8 +17,8 @@ from ..hosts import use
 from ..hosts.headless.host import HeadlessHost
 from ..nodes import NODE_CLASS_MAPPINGS
 from . import classifier, digits, tiny_prior
-from .reflow_quality import Setting, lora_name
-from .runs import write_json
+from .reflow_quality import Setting
+from .runs import run_name, write_json
 
 log = logging.getLogger(__name__)
 _EACH, _CFG = 30, 2.0
@@ -66,7 +66,7 @@ def measured(models: Path, work: Path, setting: Setting) -> dict[str, Any]:
     prior = tiny_prior.ensure_narrow(setting.prior, models).name
     found = {"base, 25 steps": shares(host, prior, "", 25)}
     for method in _STUDENTS:
-        lora = f"{lora_name(method, 0, setting)}.safetensors"
+        lora = f"{run_name(method, 0, setting)}.safetensors"
         found[f"{method}, 4 steps"] = shares(host, prior, lora, 4)
     return {"samples": _EACH * len(digits.WORDS), "cfg": _CFG, "shares": found}
 

@@ -11,12 +11,10 @@ on where it was, and several processes can share it (`--seeds`, `--methods`).
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import logging
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from .dpm_solver import dpm_solver
 from .judging import Judge, save_picture
 from .loaded_prior import LoadedPrior, lora_everywhere
 from .reflow_table import markdown
-from .runs import Runs, write_json
+from .runs import Runs, run_name, write_json
 from .summary import summary
 
 log = logging.getLogger(__name__)
@@ -83,18 +81,6 @@ class Setting:
     seed: int = 0
 
 
-def lora_name(method: str, seed: int, setting: Setting) -> str:
-    """Name of a run's LoRA, without its ending: another setting's never answers to it.
-
-    Args:
-        method: of METHODS.
-        seed: of the run.
-        setting: of the run.
-    """
-    mark = hashlib.sha256(json.dumps(asdict(setting)).encode()).hexdigest()[:6]
-    return f"{method.replace(', ', '_').replace(' ', '_')}_{seed}_{mark}"
-
-
 class Bench:
     """Everything that the runs have in common, loaded once.
 
@@ -112,7 +98,7 @@ class Bench:
 
     def run(self, method: str, seed: int) -> dict[str, Any]:
         """Trains where there is something to train, and measures."""
-        began, name = time.monotonic(), lora_name(method, seed, self.setting)
+        began, name = time.monotonic(), run_name(method, seed, self.setting)
         model = self._model if method in BASES else self._student(method, seed, name)
         trained = time.monotonic() - began
         cfg = self.setting.cfg if method not in BASES or method == UNGUIDED else self.setting.teacher_cfg
@@ -135,7 +121,7 @@ class Bench:
 
     def _reflowed(self, seed: int) -> Any:
         """The prior with the LoRA of method fast; trained where it was not yet."""
-        name = lora_name("fast", seed, self.setting)
+        name = run_name("fast", seed, self.setting)
         if not (self._host.folder("loras") / f"{name}.safetensors").is_file():
             return self._student("fast", seed, name)
         return NODE_CLASS_MAPPINGS["Diff2FlowLoraLoader"]().load(self._model, f"{name}.safetensors", 1.0)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -44,6 +45,17 @@ class Runs:
         """The results by "method/seed"."""
         files = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(self._folder.glob("*.json")))
         return {found["name"]: found["result"] for found in files if found["setting"] == self.setting}
+
+
+def run_name(method: str, seed: int, setting: Any) -> str:
+    """Name of a run's LoRA, without its ending: another setting's never answers to it.
+
+    Args:
+        method, seed: of the run.
+        setting: a dataclass, of the run.
+    """
+    mark = hashlib.sha256(json.dumps(asdict(setting)).encode()).hexdigest()[:6]
+    return f"{method.replace(', ', '_').replace(' ', '_')}_{seed}_{mark}"
 
 
 def write_json(path: Path, what: Any) -> None:

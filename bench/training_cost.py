@@ -11,8 +11,6 @@ process holds when the model is loaded and the captions are encoded.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import statistics
 import subprocess
@@ -23,13 +21,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from training_ways import BATCH, DEFAULTS, EQUAL, RANK, Material, StepClock, bare, has_bypass, ours, theirs  # noqa: E402
+from training_ways import BATCH, DEFAULTS, EQUAL, RANK, Material, bare, has_bypass, ours, step_clock, theirs  # noqa: E402
 
 # isort: split
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 from comfy_process import DEVICE, arguments  # noqa: E402
-from costs import interleaved, machine, medians, ratios  # noqa: E402
+from costs import interleaved, machine, medians, peak_bytes, ratios, restarted_peak  # noqa: E402
 
 Way = Callable[[Material, int], None]
 PROCESSES = 2
@@ -54,7 +52,7 @@ def time_of(names: Sequence[str], given: argparse.Namespace, rounds: int) -> dic
         material = models[name.startswith("train_lora_node")]
 
         def run() -> float:
-            with StepClock() as clock:
+            with step_clock() as clock:
                 WAYS[name](material, given.steps + 1)
             return clock.seconds()
 
@@ -94,26 +92,9 @@ def peak(given: argparse.Namespace) -> int:
     import peft  # noqa: F401  (its own size is no part of any way)
 
     material = Material.of(given.checkpoint, given.side)
-    before = _restarted_peak()
+    before = restarted_peak(DEVICE == "cuda")
     WAYS[given.peak](material, given.steps + 1)
-    return (torch.cuda.max_memory_allocated() if DEVICE == "cuda" else _status("VmHWM")) - before
-
-
-def _restarted_peak() -> int:
-    """Bytes held now, from which the peak counts anew; what was freed goes back to the system first."""
-    gc.collect()
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int:
-    """A size in bytes from Linux's account of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+    return peak_bytes(DEVICE == "cuda") - before
 
 
 def _version() -> str:

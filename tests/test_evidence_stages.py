@@ -25,6 +25,7 @@ from diff2flow_nodes.bench.evidence.stages import (
     sizes,
     startup,
 )
+from diff2flow_nodes.bench.runs import run_name
 from diff2flow_nodes.tests.test_training_layers import SIZES
 
 RESULTS = Path(__file__).resolve().parent.parent / "bench" / "results"
@@ -213,7 +214,7 @@ def test_negative_prompts_are_measured_with_the_loras_of_the_setting(context, mo
     monkeypatch.setattr(heavy.reflow_negatives.tiny_prior, "ensure_narrow", lambda name, _: Path(f"{name}.safetensors"))
     monkeypatch.setattr(heavy.reflow_negatives, "use", lambda host: None)
     result = heavy.run_negatives(context)
-    names = [heavy.reflow_quality.lora_name(name, 0, heavy.reflow_setting(context)) for name in ("fast", "paper")]
+    names = [run_name(name, 0, heavy.reflow_setting(context)) for name in ("fast", "paper")]
     assert asked == [("quick.safetensors", "", 25), *(("quick.safetensors", f"{n}.safetensors", 4) for n in names)]
     assert [claim.holds for claim in heavy_shown.negatives(result).claims] == [True]
 
@@ -225,7 +226,7 @@ def test_what_runs_inside_comfyui_is_read_from_its_output(context, monkeypatch, 
     python.chmod(0o755)
     monkeypatch.setenv("COMFYUI_DIR", str(tmp_path))
     monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
-    monkeypatch.setattr(heavy, "build_random", lambda path: path.touch())
+    monkeypatch.setattr(comfy, "build_random", lambda path: path.touch())
     numbers = heavy.run_comfy_sampling(context)["numbers"]
     assert numbers["ours over bare, batch 4"]["value"] == pytest.approx(1.024, abs=1e-3)
     python.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")

@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .stage import Stage
-from .stages import exactness, fractional, growth_data, growth_sampling, heavy, priors, sizes, startup
+from .stages import (
+    both_hosts,
+    depth_sizes,
+    exactness,
+    fractional,
+    growth_data,
+    growth_sampling,
+    growth_training,
+    heavy,
+    priors,
+    sizes,
+    startup,
+)
 
 STAGES: tuple[Stage, ...] = (
     *priors.STAGES,
     exactness.STAGE,
     *heavy.COST,
+    both_hosts.STAGE,
     startup.STAGE,
     growth_sampling.STAGE,
+    growth_training.STAGE,
     *growth_data.STAGES,
     *heavy.CLAIMS,
+    depth_sizes.STAGE,
     sizes.STAGE,
     fractional.STAGE,
 )

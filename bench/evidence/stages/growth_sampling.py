@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,19 +9,14 @@ from typing import Any
 
 import torch
 
-from ....files import written_whole
-from ....hosts import use
-from ....hosts.headless.host import HeadlessHost
 from ....nodes import NODE_CLASS_MAPPINGS
-from ... import ldm_layout
-from ...costs import cpu_seconds, interleaved, medians, ratios
-from ...tiny_unet import random_unet, unet_config
+from ...costs import cpu_seconds, gpu_seconds, interleaved, medians, ratios
+from ...random_network import RandomNetwork, call_unet
 from ..section import Claim, Line, Plot, Section, Table, Text
 from ..stage import Context, Result, Stage, number
 
 CFG, STEPS = 4.0, 4
 _WIDTH = 64
-_TOKENS = 77
 _GOAL = 1.05
 """Of the ratio at the largest batch and the largest latent, where the network is more than overhead."""
 
@@ -63,18 +57,9 @@ class Bench:
     """
 
     def __init__(self, folder: Path, width: int, full: bool, device: str) -> None:
-        config = unet_config(4, 2, width=width) if full else unet_config(1, 1, width=width)
-        path = folder / "models" / "checkpoints" / f"random_{width}_{config['layers_per_block']}.safetensors"
-        if not path.is_file():
-            _write(path, config)
-        host = HeadlessHost(folder / "models", folder / "input", folder / "output", device)
-        use(host)
-        self._model, _, _ = host.load_checkpoint(path.name)
-        self._network = self._model.base.weights.module
-        self._device, self._dtype = host.device, self._model.base.dtype
-        self.parameters = sum(weight.numel() for weight in self._network.parameters())
-        random = torch.Generator().manual_seed(0)
-        self._texts = [torch.randn(1, _TOKENS, config["cross_attention_dim"], generator=random) for _ in range(2)]
+        self._random = RandomNetwork(folder, width, full, device)
+        self._model, self._texts = self._random.model, self._random.texts(2)
+        self.parameters = self._random.parameters
 
     def case(self, batch: int, side: int, steps: int, rounds: int) -> dict[str, Any]:
         """Median seconds of both ways, the median of their ratios, and quartiles.
@@ -97,33 +82,15 @@ class Bench:
 
     def _timed(self, way: Callable[[], Any]) -> Callable[[], float]:
         """Seconds of a way: of the processor, which neighbours do not touch, or by the clock on a GPU."""
-        if self._device.type != "cuda":
-            return cpu_seconds(way)
-
-        def timed() -> float:
-            torch.cuda.synchronize(self._device)
-            began = time.perf_counter()
-            way()
-            torch.cuda.synchronize(self._device)
-            return time.perf_counter() - began
-
-        return timed
+        return cpu_seconds(way) if self._random.device.type != "cuda" else gpu_seconds(way)
 
     @torch.inference_mode()
     def _bare(self, batch: int, side: int, steps: int) -> None:
         """The network's calls with both prompts in one, and nothing else."""
-        x = torch.zeros(2 * batch, 4, side, side, device=self._device, dtype=self._dtype)
+        x = torch.zeros(2 * batch, 4, side, side, device=self._random.device, dtype=self._random.dtype)
         context = torch.cat(self._texts).repeat_interleave(batch, 0).to(x)
-        for tau in torch.linspace(999, 0, steps, device=self._device):
-            self._network(x, tau.expand(2 * batch), encoder_hidden_states=context, return_dict=False)
-
-
-def _write(path: Path, config: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    unet = ldm_layout.unet_to_ldm(random_unet(config, 0).state_dict(), config["layers_per_block"])
-    with written_whole(path) as temporary:
-        save_file(ldm_layout.checkpoint({key: value.half() for key, value in unet.items()}, {}, {}), str(temporary))
+        for tau in torch.linspace(999, 0, steps, device=self._random.device):
+            call_unet(self._random.network, x, tau.expand(2 * batch), context)
 
 
 def _median(values: list[float]) -> float:

@@ -18,8 +18,6 @@ of batch 32. Two workers share them; stages that run alone count twice.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,16 +25,13 @@ from typing import Any
 
 from ... import ablation as ablation_bench
 from ... import depth_quality, reflow_negatives, reflow_quality, reflow_throughput
-from ...random_prior import build_random
-from ..comfy import comfy_dir, comfy_python, without_comfy
-from ..provenance import ROOT
+from ..comfy import comfy_dir, in_comfy, without_comfy
 from ..stage import Context, Result, Stage, number, of_seeds
 from . import heavy_shown as shown
 from .priors import digits_prior, scenes_prior
 
 _STUDENTS = ("paper", "fast", reflow_quality.AGAIN)
 _DEPTH = ("diff2flow", "flow_matching", "diffusion", *depth_quality.SCALES)
-_SECONDS = 3600
 
 
 def ablation_setting(context: Context) -> ablation_bench.Setting:
@@ -125,7 +120,7 @@ def run_throughput(context: Context) -> Result:
 def run_comfy_sampling(context: Context) -> Result:
     """Our sampler and the stock KSampler over the bare calls, inside ComfyUI."""
     rounds, steps = (2, 2) if context.quick else (5, 4)
-    found = _in_comfy(context, "sampling_cost.py", str(rounds), str(steps))
+    found = in_comfy(context, "sampling_cost.py", str(rounds), str(steps))
     numbers = {}
     for case in found["results"]:
         low, _, high = case["ratio_quartiles"]["ours"]
@@ -137,7 +132,7 @@ def run_comfy_sampling(context: Context) -> Result:
 def run_comfy_training(context: Context) -> Result:
     """Our training step and core's TrainLoraNode over the bare one, inside ComfyUI: seconds and memory."""
     more = ("--only", "speed") if context.quick else ()
-    found = _in_comfy(context, "training_cost.py", "2" if context.quick else "4", *more)
+    found = in_comfy(context, "training_cost.py", "2" if context.quick else "4", *more)
     speed = found["speed"]["over_bare"]
     low, _, high = speed["ratio_quartiles"]["ours"]
     rounds = found["speed"]["rounds"]
@@ -145,26 +140,6 @@ def run_comfy_training(context: Context) -> Result:
     if "memory" in found:
         numbers["memory, ours over bare"] = number(found["memory"]["over_bare"]["ours"], "smaller", 0.0, 0.05, 2, True)
     return {**found, "numbers": numbers}
-
-
-def _in_comfy(context: Context, script: str, *words: str) -> dict[str, Any]:
-    """JSON that a script of bench prints under ComfyUI's own python."""
-    directory = comfy_dir()
-    if directory is None:
-        raise ValueError("COMFYUI_DIR is not set: name the checkout of ComfyUI by it")
-    checkpoint = context.folder("comfy") / "random.safetensors"
-    if not checkpoint.is_file():
-        build_random(checkpoint)
-    command = [str(comfy_python(directory)), str(ROOT / "bench" / script), str(checkpoint), *words]
-    command += [] if context.device == "cpu" else ["--device", "cuda"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env=_alone(), check=False)
-    if done.returncode:
-        raise ValueError(f"{script} ended with code {done.returncode}: {' '.join(done.stderr.split())[-250:]}")
-    return json.loads(done.stdout[done.stdout.index("{") :])
-
-
-def _alone() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
 
 
 def _read(path: Path) -> dict[str, Any]:
