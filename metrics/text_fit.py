@@ -35,3 +35,19 @@ def clip_score(pictures: Tensor, captions: Sequence[str], model: Path) -> float:
 
     images = [(picture.movedim(-1, 0).clamp(0, 1) * 255).round().byte() for picture in pictures]
     return float(scored(images, list(captions), model_name_or_path=str(model)))
+
+
+def caption_of_each(lines: str, count: int) -> list[str]:
+    """A caption for each of some images.
+
+    Args:
+        lines: one line for all, or as many as images.
+        count: of the images.
+
+    Raises:
+        ValueError: another number of lines.
+    """
+    captions = [line.strip() for line in lines.splitlines() if line.strip()]
+    if len(captions) not in (1, count):
+        raise ValueError(f"captions must have 1 line or {count}, one for each of the samples, not {len(captions)}")
+    return captions * count if len(captions) == 1 else captions
