@@ -145,6 +145,22 @@ QUALITIES = {
         autoencoder=Plan(steps=1000, rate=1e-3, warm_up=20, average=0.99),
         unet=Plan(steps=5000, rate=2e-3, warm_up=100, average=0.999, save_every=300.0),
     ),
+    "digits": Quality(
+        "digits",
+        autoencoder=Plan(steps=400, rate=1e-3, warm_up=20, average=0.99),
+        unet=Plan(steps=2500, rate=2e-3, warm_up=100, average=0.998, save_every=300.0),
+        variants=4,
+        accuracy=0.97,
+        judged=300,
+        rounds=3,
+    ),
+    "scenes_short": SceneQuality(
+        "scenes_short",
+        autoencoder=Plan(steps=500, rate=1e-3, warm_up=20, average=0.99),
+        unet=Plan(steps=2500, rate=2e-3, warm_up=100, average=0.998, save_every=300.0),
+        scenes=3000,
+        captions=400,
+    ),
 }
 
 

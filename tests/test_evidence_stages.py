@@ -176,7 +176,7 @@ def test_every_kind_of_run_has_its_settings(context):
     for kind in (context, normal, full):
         for make in (heavy.ablation_setting, heavy.reflow_setting, heavy.depth_setting):
             json.dumps(asdict(make(kind)))
-        assert priors.digits_prior(kind) in ("quick", "bench") and fractional.scale(kind)["items"] > 0
+        assert priors.digits_prior(kind) in ("quick", "digits", "bench") and fractional.scale(kind)["items"] > 0
     assert heavy.reflow_setting(context).pairs < heavy.reflow_setting(normal).pairs
     assert growth_sampling.scale(full)["sides"][-1] == 128
 

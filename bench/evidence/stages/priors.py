@@ -10,8 +10,9 @@ from ...ldm_layout import UNET_PREFIX
 from ..section import Section, Table
 from ..stage import Context, Result, Stage
 
-DIGITS, SCENES = {"quick": "quick", "normal": "bench", "full": "bench"}, {"quick": "scenes_quick"}
-"""Qualities of `tiny_prior` by kind of run; scenes are "scenes" otherwise."""
+DIGITS = {"quick": "quick", "normal": "digits", "full": "bench"}
+SCENES = {"quick": "scenes_quick", "normal": "scenes_short", "full": "scenes"}
+"""Qualities of `tiny_prior` by kind of run: two cores have two hours for everything."""
 
 
 def digits_prior(context: Context) -> str:
@@ -21,7 +22,7 @@ def digits_prior(context: Context) -> str:
 
 def scenes_prior(context: Context) -> str:
     """Quality of the prior of scenes."""
-    return SCENES.get(context.kind, "scenes")
+    return SCENES[context.kind]
 
 
 def run_digits(context: Context) -> Result:
