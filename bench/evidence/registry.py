@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .stage import Stage
-from .stages import exactness, fractional, growth_data, growth_sampling, heavy, priors, sizes, startup
+from .stages import (
+    black_white,
+    exactness,
+    fractional,
+    growth_data,
+    growth_sampling,
+    heavy,
+    pairing,
+    priors,
+    sizes,
+    startup,
+)
 
 STAGES: tuple[Stage, ...] = (
     *priors.STAGES,
@@ -15,8 +26,10 @@ STAGES: tuple[Stage, ...] = (
     growth_sampling.STAGE,
     *growth_data.STAGES,
     *heavy.CLAIMS,
+    black_white.STAGE,
     sizes.STAGE,
     fractional.STAGE,
+    pairing.STAGE,
 )
 
 
