@@ -42,19 +42,21 @@ class Setting:
         prior: quality of the tiny prior.
         digits, uniform: images that are trained on: digits, and those of each colour.
         steps, batch_size, learning_rate, rank: of the training; rank on every linear and convolution layer.
-        samples: of each colour, and of all digits together.
+        samples: of each colour.
+        digit_samples: of all digits together, a multiple of 10.
         sample_steps: step counts.
         cfgs: guidances; the last is also the digits'.
     """
 
     prior: str = "bench"
-    digits: int = 100
-    uniform: int = 20
+    digits: int = 60
+    uniform: int = 30
     steps: int = 120
-    batch_size: int = 16
-    learning_rate: float = 5e-4
+    batch_size: int = 8
+    learning_rate: float = 2e-3
     rank: int = 16
-    samples: int = 20
+    samples: int = 12
+    digit_samples: int = 20
     sample_steps: tuple[int, ...] = (25, 4)
     cfgs: tuple[float, ...] = (1.0, tiny_prior.CFG)
 
@@ -97,7 +99,7 @@ class Bench:
         }
         for steps in setting.sample_steps:
             draw = partial(self._sampled, model, steps, setting.cfgs[-1])
-            found[f"digits, {steps} steps"] = self._judge.judged(*self._judge.drawn(draw, seed, setting.samples))
+            found[f"digits, {steps} steps"] = self._judge.judged(*self._judge.drawn(draw, seed, setting.digit_samples))
         return found
 
     def _data(self) -> Any:

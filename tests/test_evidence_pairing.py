@@ -43,9 +43,9 @@ def _pairing_result(context, straight, frechet, share, seeds=3):
         cells |= {f"samples/{n}/frechet_features": distance for n in (25, 4, 2)}
         cells |= {f"samples/{n}/accuracy": 0.9 for n in (25, 4, 2)}
         means[name] = {key: _cell(value, seeds=seeds) for key, value in cells.items()}
-    left = {size: _cell(value) for size, value in (("4", 0.99), ("16", 0.97), ("64", 0.96))}
+    done = {f"{size}/{what}": _cell(0.97) for size in (1, 4, 16, 64) for what in ("left", "told")}
     cost = {"small": share * 0.3, "large": 0.01, "share": share}
-    return {"setting": setting, "summary": means, "left": left, "cost": cost}
+    return {"setting": setting, "summary": means, "pairing": done, "cost": cost}
 
 
 def test_pairing_is_called_what_it_is(context, tmp_path):
@@ -58,12 +58,18 @@ def test_pairing_is_called_what_it_is(context, tmp_path):
     assert verdicts[:3] == [None] * 3 and "one seed says nothing" in words
 
 
-def test_less_distance_is_left_the_more_is_paired():
-    latents = torch.randn(64, 4, 2, 2, generator=torch.Generator().manual_seed(1))
-    data = SimpleNamespace(batch=lambda chosen: SimpleNamespace(latent=latents[chosen]))
+def test_the_more_is_paired_the_less_distance_is_left_and_the_more_noises_tell_their_caption():
+    draw = torch.Generator().manual_seed(1)
+    captions = ["one", "two"] * 32
+    latents = torch.randn(64, 4, 2, 2, generator=draw)
+    latents[::2] += 3.0
+    data = SimpleNamespace(
+        batch=lambda chosen: SimpleNamespace(latent=latents[chosen]), captions=lambda: iter(captions)
+    )
     bench = SimpleNamespace(train=data, setting=SimpleNamespace(images=64), model=SimpleNamespace(latent_scale=1.0))
-    left = pairing.distance_left(bench, 0)
-    assert 1.0 > left["4"] > left["16"] > left["64"] > 0.3
+    found = pairing.what_pairing_does(bench, 0)
+    assert 1.0 == found["1"]["left"] > found["4"]["left"] > found["16"]["left"] > found["64"]["left"] > 0.3
+    assert found["1"]["told"] == pytest.approx(0.5, abs=0.2) and found["64"]["told"] > 0.8
 
 
 def test_the_cost_is_that_of_one_pairing():

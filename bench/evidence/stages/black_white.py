@@ -25,7 +25,9 @@ def setting_of(context: Context) -> black_white.Setting:
     normal = black_white.Setting(prior=digits_prior(context))
     if not context.quick:
         return normal
-    return replace(normal, digits=20, uniform=6, steps=12, batch_size=8, samples=10, cfgs=normal.cfgs[-1:])
+    return replace(
+        normal, digits=20, uniform=6, steps=12, batch_size=8, samples=6, digit_samples=10, cfgs=normal.cfgs[-1:]
+    )
 
 
 def run(context: Context) -> Result:

@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ....nodes import NODE_CLASS_MAPPINGS
 from ....training.transport import PAIRINGS, transported
@@ -46,7 +45,7 @@ def run(context: Context) -> Result:
     runs = Runs(out / "runs", setting)
     runs.make(PAIRINGS, context.seeds, lambda pairing, seed: measured(bench, pairing, seed))
     means, last = summary(runs.done()), f"validation/{setting.steps}"
-    distances = {f"left/{seed}": distance_left(bench, seed) for seed in context.seeds}
+    done = summary({f"pairing/{seed}": what_pairing_does(bench, seed) for seed in context.seeds})["pairing"]
     cost = seconds_of(setting.batch_size)
     cost["share"] = cost["small"] / min(means[name]["seconds_a_step"]["mean"] for name in PAIRINGS)
     numbers = {"cost, of a step": number(cost["share"], "smaller", floor=0.005, timed=True)}
@@ -56,8 +55,7 @@ def run(context: Context) -> Result:
         for steps in setting.sample_steps:
             cell = cells[f"samples/{steps}/frechet_features"]
             numbers[f"{pairing}, {steps} steps, Fréchet"] = of_seeds(cell, "smaller", 0.5)
-    left = summary(distances)["left"]
-    return {"setting": runs.setting, "summary": means, "left": left, "cost": cost, "numbers": numbers}
+    return {"setting": runs.setting, "summary": means, "pairing": done, "cost": cost, "numbers": numbers}
 
 
 def measured(bench: ablation.Bench, pairing: str, seed: int) -> dict[str, Any]:
@@ -80,30 +78,33 @@ def measured(bench: ablation.Bench, pairing: str, seed: int) -> dict[str, Any]:
     }
 
 
-def distance_left(bench: ablation.Bench, seed: int) -> dict[str, float]:
-    """E|x_data - x_noise|² after the pairing over that before, by items that are paired together, on the data.
+def what_pairing_does(bench: ablation.Bench, seed: int) -> dict[str, dict[str, float]]:
+    """By the number of images that are paired together, 1 for none, on the training images.
+
+    left: E|x_data - x_noise|² over that of independent noise. told: share of the noises that point most to the mean
+    image of their own caption, of all captions, seen from the mean of all; how much the noise says of the caption.
 
     Args:
         bench: whose images are paired.
         seed: of noise and order.
     """
     draw = torch.Generator().manual_seed(seed)
-    items = torch.cat([bench.train.batch([i]).latent for i in range(bench.setting.images)])
-    x_data = items * bench.model.latent_scale
+    order = torch.randperm(bench.setting.images, generator=draw).tolist()
+    x_data = torch.cat([bench.train.batch([i]).latent for i in order]) * bench.model.latent_scale
+    captions = list(bench.train.captions())
+    known = sorted(set(captions))
+    labels = torch.tensor([known.index(captions[i]) for i in order])
+    means = torch.stack([x_data[labels == label].mean(dim=0) for label in range(len(known))])
+    directions = torch.nn.functional.normalize((means - means.mean(dim=0)).flatten(1))
     x_noise = torch.randn(x_data.shape, generator=draw)
-    order = torch.randperm(len(x_data), generator=draw)
-    return {
-        str(size): _distance(x_data[order], x_noise, size) / _distance(x_data[order], x_noise, 1)
-        for size in _BATCHES
-        if size <= len(x_data)
-    }
-
-
-def _distance(x_data: Tensor, x_noise: Tensor, size: int) -> float:
-    """Mean squared distance where `size` items at a time are paired."""
-    parts = zip(x_data.split(size), x_noise.split(size), strict=True)
-    found = torch.cat([(data - transported(data, noise)).flatten(1) for data, noise in parts])
-    return float(found.square().mean())
+    found = {}
+    for size in (1, *(size for size in _BATCHES if size <= len(x_data))):
+        parts = zip(x_data.split(size), x_noise.split(size), strict=True)
+        paired = torch.cat([transported(data, noise) for data, noise in parts])
+        nearest = (paired.flatten(1) @ directions.T).argmax(dim=1)
+        told, distance = (nearest == labels).float().mean(), (x_data - paired).square().mean()
+        found[str(size)] = {"left": float(distance / (x_data - x_noise).square().mean()), "told": float(told)}
+    return found
 
 
 def seconds_of(items: int) -> dict[str, float]:
@@ -143,7 +144,10 @@ def render(result: Result) -> Section:
             f"{cost['share']:.2%}", f"≤ {_CHEAP:.0%}", cost["share"] <= _CHEAP,
         ),
     ]  # fmt: skip
-    left = [(size, shown(cell, "{:.4f}")) for size, cell in result["left"].items()]
+    sizes = [key.split("/")[0] for key in result["pairing"] if key.endswith("/left")]
+    done = [
+        (size, *(shown(result["pairing"][f"{size}/{what}"], "{:.3f}") for what in ("left", "told"))) for size in sizes
+    ]
     return Section(
         claims,
         (
@@ -153,7 +157,11 @@ def render(result: Result) -> Section:
                 " loss is that of independent noise, which is what sampling uses."
             ),
             Table("Equal steps, equal data", ("", *PAIRINGS), rows),
-            Table("Squared distance between noise and image that is left", ("images paired together", "left"), left),
+            Table(
+                "What pairing does to the training data",
+                ("images paired together", "squared distance left", "noises that point to their own caption's images"),
+                done,
+            ),
             Text(_verdict(result) + f" One pairing of latents of 512 px takes {large}."),
             _plot(means),
         ),
@@ -177,7 +185,10 @@ def _verdict(result: Result) -> str:
     means, setting = result["summary"], result["setting"]
     plain, paired = (means[name] for name in PAIRINGS)
     size = str(setting["batch_size"])
-    left = result["left"].get(size, {"mean": 1.0})["mean"]
+    left, told, chance = (
+        result["pairing"].get(f"{n}/{what}", {"mean": 1.0})["mean"]
+        for n, what in ((size, "left"), (size, "told"), ("1", "told"))
+    )
     names = {"straightness": "straightness/mean"}
     names |= {f"Fréchet distance in {n} steps": f"samples/{n}/frechet_features" for n in setting["sample_steps"]}
     words: dict[str, list[str]] = {"better": [], "worse": [], "within the deviation": []}
@@ -190,9 +201,9 @@ def _verdict(result: Result) -> str:
         f"With {size} images in a batch, of ten different captions, the best order of the noises takes"
         f" {1 - left:.1%} off the squared distance between noise and image. What it did to the samples ({found})."
         " In many dimensions all noises are nearly equally far from an image, so that a batch has little to choose"
-        " from: more images paired together would help slowly. And the order follows the content of the images, which"
-        " the captions name, while sampling draws noise that knows no caption: this works against the pairing where a"
-        " batch mixes captions."
+        f" from. And the order follows the content that the captions name: {told:.0%} of the noises then point to the"
+        f" images of their own caption, {chance:.0%} where they are independent, while sampling draws noise that knows"
+        " no caption. Where a batch mixes captions, this works against the pairing."
     )
 
 
