@@ -111,8 +111,9 @@ def test_black_and_white_is_called_what_it_is(context, tmp_path, native, full, h
     errors = {"diffusion": 0.2, "diff2flow, native range": native, "diff2flow, full range": full}
     verdicts, words = _shown(black_white.render(_colour_result(context, errors)), tmp_path)
     assert verdicts == [holds] * 4 + [True] and said in words
-    verdicts, _ = _shown(black_white.render(_colour_result(context, errors, 0.5, 1)), tmp_path)
-    assert verdicts == [None] * 5
+    assert (" within the goal." in words) == holds and ("none within the goal" in words) != holds
+    verdicts, words = _shown(black_white.render(_colour_result(context, errors, 0.5, 1)), tmp_path)
+    assert verdicts == [None] * 5 and "One seed says nothing" in words and said not in words
 
 
 def test_quick_runs_are_small_and_in_the_registry(tmp_path):
