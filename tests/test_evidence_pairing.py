@@ -14,6 +14,7 @@ from diff2flow_nodes.bench.evidence.registry import STAGES
 from diff2flow_nodes.bench.evidence.section import Plot, Text
 from diff2flow_nodes.bench.evidence.stage import Context
 from diff2flow_nodes.bench.evidence.stages import black_white, pairing
+from diff2flow_nodes.bench.tiny_taesd import LATENT_SCALE
 
 
 @pytest.fixture
@@ -63,10 +64,11 @@ def test_the_more_is_paired_the_less_distance_is_left_and_the_more_noises_tell_t
     captions = ["one", "two"] * 32
     latents = torch.randn(64, 4, 2, 2, generator=draw)
     latents[::2] += 3.0
+    latents /= LATENT_SCALE
     data = SimpleNamespace(
         batch=lambda chosen: SimpleNamespace(latent=latents[chosen]), captions=lambda: iter(captions)
     )
-    bench = SimpleNamespace(train=data, setting=SimpleNamespace(images=64), model=SimpleNamespace(latent_scale=1.0))
+    bench = SimpleNamespace(train=data, setting=SimpleNamespace(images=64))
     found = pairing.what_pairing_does(bench, 0)
     assert 1.0 == found["1"]["left"] > found["4"]["left"] > found["16"]["left"] > found["64"]["left"] > 0.3
     assert found["1"]["told"] == pytest.approx(0.5, abs=0.2) and found["64"]["told"] > 0.8

@@ -15,6 +15,7 @@ from ....training.transport import PAIRINGS, transported
 from ... import ablation
 from ...runs import Runs
 from ...summary import summary
+from ...tiny_taesd import LATENT_SCALE
 from ..section import Claim, Line, Plot, Section, Table, Text, shown
 from ..stage import Context, Result, Stage, number, of_seeds
 from .priors import digits_prior
@@ -90,7 +91,7 @@ def what_pairing_does(bench: ablation.Bench, seed: int) -> dict[str, dict[str, f
     """
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(bench.setting.images, generator=draw).tolist()
-    x_data = torch.cat([bench.train.batch([i]).latent for i in order]) * bench.model.latent_scale
+    x_data = torch.cat([bench.train.batch([i]).latent for i in order]) * LATENT_SCALE
     captions = list(bench.train.captions())
     known = sorted(set(captions))
     labels = torch.tensor([known.index(captions[i]) for i in order])
@@ -129,7 +130,7 @@ def render(result: Result) -> Section:
     for steps in setting["sample_steps"]:
         keys |= {f"{text}, {steps} steps": f"samples/{steps}/{key}" for key, text in _NAMES.items()}
     keys["straightness (0 is straight)"] = "straightness/mean"
-    keys["seconds a training step"] = "seconds_a_step"
+    keys["seconds a training step, with what else the machine did"] = "seconds_a_step"
     rows = [(text, shown(plain[key], "{:.4f}"), shown(paired[key], "{:.4f}")) for text, key in keys.items()]
     cost = result["cost"]
     large = f"{1000 * cost['large']:.1f} ms"
@@ -203,7 +204,7 @@ def _verdict(result: Result) -> str:
         " In many dimensions all noises are nearly equally far from an image, so that a batch has little to choose"
         f" from. And the order follows the content that the captions name: {told:.0%} of the noises then point to the"
         f" images of their own caption, {chance:.0%} where they are independent, while sampling draws noise that knows"
-        " no caption. Where a batch mixes captions, this works against the pairing."
+        " no caption. Where a batch mixes captions, this can work against it."
     )
 
 
