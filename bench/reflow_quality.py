@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +106,9 @@ class Bench:
             str(steps): self._measured(partial(draw, model, steps, cfg), seed, f"{name}_{steps}")
             for steps in self.setting.sample_steps
         }
-        straightness = {} if method == "base DPM-Solver++" else self._straightness(model, cfg, seed)
+        straightness = {}
+        if method != "base DPM-Solver++":
+            straightness = self._judge.straightness(model, cfg, self.setting.teacher_steps, seed, _MEASURED)
         return {"training_seconds": trained, "samples": samples, "straightness": straightness}
 
     def _student(self, method: str, seed: int, name: str) -> Any:
@@ -181,21 +182,6 @@ class Bench:
     def _stock(self, model: Any, steps: int, cfg: float, positive: Any, negative: Any, latent: Any, seed: int) -> Any:
         sampler, sigmas = dpm_solver(self._host, steps)
         return self._host.sample(model, positive, negative, latent, seed, sampler, sigmas, cfg)
-
-    def _straightness(self, model: Any, cfg: float, seed: int) -> dict[str, float]:
-        """E|(x_data - x_noise) - velocity|² along the paths, the mean over the digits."""
-        measure, found = NODE_CLASS_MAPPINGS["Diff2FlowStraightness"]().measure, []
-
-        def draw(positive: Any, negative: Any, latent: Any, number: int) -> Any:
-            mean, relative, _, _, drawn = measure(
-                model, positive, negative, latent, number, cfg, self.setting.teacher_steps
-            )
-            found.append((mean, relative))
-            return drawn
-
-        self._judge.drawn(draw, seed, _MEASURED)
-        means, relatives = zip(*found, strict=True)
-        return {"mean": statistics.fmean(means), "relative": statistics.fmean(relatives)}
 
 
 def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds: list[int]) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from .stage import Stage
 from .stages import (
+    black_white,
     both_hosts,
     depth_sizes,
     exactness,
@@ -14,6 +15,7 @@ from .stages import (
     growth_sampling,
     growth_training,
     heavy,
+    pairing,
     priors,
     sizes,
     startup,
@@ -30,8 +32,10 @@ STAGES: tuple[Stage, ...] = (
     *growth_data.STAGES,
     *heavy.CLAIMS,
     depth_sizes.STAGE,
+    black_white.STAGE,
     sizes.STAGE,
     fractional.STAGE,
+    pairing.STAGE,
 )
 
 
