@@ -87,7 +87,7 @@ def judged(pictures: Tensor, asked: Sequence[tuple[Thing, ...]]) -> dict[str, fl
 
     "shape", "colour": those of all things are right, the left or upper one first, wherever they are. "place": there is
     something at the places asked for and nowhere else. "all": all of that. "swapped", where two things are asked for:
-    the colours are there, but on each other's shapes' sides.
+    the colours are the other way round.
 
     Args:
         pictures: (B, 64, 64, 3) in [0, 1].
@@ -105,11 +105,10 @@ def judged(pictures: Tensor, asked: Sequence[tuple[Thing, ...]]) -> dict[str, fl
     return {name: fmean(row[name] for row in rows) for name in rows[0]}
 
 
-def shares(pictures: Tensor, colour: str) -> float:
-    """Share of pictures (B, 64, 64, 3) in [0, 1] whose likeliest thing has the colour."""
-    reading, number = read(pictures), _COLOURS.index(colour)
-    likeliest = reading.there.argmax(dim=1, keepdim=True)
-    return float((reading.colours.gather(1, likeliest) == number).float().mean())
+def colours(pictures: Tensor) -> list[str]:
+    """The colour of the likeliest thing in each of pictures (B, 64, 64, 3) in [0, 1]."""
+    reading = read(pictures)
+    return [reading.things(number, 1)[0].colour for number in range(len(pictures))]
 
 
 def _compared(reading: Reading, number: int, asked: tuple[Thing, ...]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .stage import Stage
-from .stages import exactness, fractional, growth_data, growth_sampling, heavy, priors, sizes, startup
+from .stages import exactness, fractional, growth_data, growth_sampling, heavy, priors, sizes, startup, text_binding
 
 STAGES: tuple[Stage, ...] = (
     *priors.STAGES,
@@ -17,6 +17,7 @@ STAGES: tuple[Stage, ...] = (
     *heavy.CLAIMS,
     sizes.STAGE,
     fractional.STAGE,
+    text_binding.STAGE,
 )
 
 
