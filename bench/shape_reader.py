@@ -19,7 +19,7 @@ from .shapes import COLOURS, PLACES, SHAPES, Thing
 
 READ = ("shape", "colour", "place")
 _SEED, _DRAWN, _STEPS, _BATCH, _RATE = 2_000_000, 2400, 340, 48, 4e-3
-_NOISE, _BLURRED, _THERE = 0.05, 0.5, 0.5
+_NOISE, _THERE, _WIDTHS = 0.03, 0.5, (1, 3, 5, 7)
 _PLACES, _COLOURS = tuple(PLACES), tuple(COLOURS)
 _NOTHING = -1
 
@@ -160,8 +160,14 @@ def _loss(logits: tuple[Tensor, Tensor, Tensor], targets: Tensor) -> Tensor:
 
 
 def _worn(pictures: Tensor) -> Tensor:
-    """Half of the pictures blurred, all of them with some noise: a prior's are not perfect either."""
+    """Pictures, blurred by one of several widths (a batch's quarter each), and noisy: a prior's are soft, too."""
+    parts = [_blurred(part, width) for part, width in zip(pictures.chunk(len(_WIDTHS)), _WIDTHS, strict=True)]
+    return torch.cat(parts) + _NOISE * torch.randn(pictures.shape)
+
+
+def _blurred(pictures: Tensor, width: int) -> Tensor:
+    """By the mean of squares of a width in pixels, twice."""
     planes = pictures.movedim(-1, 1)
-    blurred = F.avg_pool2d(F.pad(planes, (1, 1, 1, 1), mode="replicate"), 3, stride=1).movedim(1, -1)
-    chosen = torch.rand(len(pictures), 1, 1, 1) < _BLURRED
-    return torch.where(chosen, blurred, pictures) + _NOISE * torch.randn(pictures.shape)
+    for _ in range(2):
+        planes = F.avg_pool2d(F.pad(planes, (width // 2,) * 4, mode="replicate"), width, stride=1)
+    return planes.movedim(1, -1)

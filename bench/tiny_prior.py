@@ -173,7 +173,7 @@ QUALITIES = {
         autoencoder=Plan(steps=60, rate=1e-3, warm_up=10, average=0.95),
         unet=Plan(steps=200, rate=2e-3, warm_up=20),
         copies=10,
-        shapes=300,
+        shapes=60,
     ),
     "shapes": ShapeQuality(
         "shapes",
