@@ -145,8 +145,9 @@ def _story(result: Result) -> str:
     return (
         "Flat shapes, one or two in a picture; a small network reads shape, colour and place of each. The text encoder"
         " has random weights, so captions differ by little, and the prior is small: what it shows is a floor for real"
-        f" models, and the differences are what counts. Of real shapes that went through the autoencoder alone the reader"
-        f" names {again['shape']:.0%} rightly, and the colour of {again['colour']:.0%}: samples can hardly do better. CFG {verdict} the share of samples that show all that was asked"
+        f" models, and the differences are what counts. Of real shapes that went through the autoencoder alone the"
+        f" reader names {again['shape']:.0%} rightly, and the colour of {again['colour']:.0%}: no sample can do"
+        f" much better. CFG {verdict} the share of samples that show all that was asked"
         f" for ({right[scales[0]]:.0%} at CFG {scales[0]}, {right[best]:.0%} at its best, CFG {best}); the weakest part"
         f" is the {weakest}. Shapes in colours they were never trained in: {composed:.0%} against {one:.0%}; two things"
         f" in captions never trained: {new:.0%} against {two:.0%}. Reflow, trained on pairs of trained captions alone,"
