@@ -80,6 +80,29 @@ class Setting:
     seed: int = 0
 
 
+def reflowed(
+    model: Any, data: Any, recipe: dict[str, Any], rank: int, size: tuple[int, int, float], seed: int, name: str
+) -> Any:
+    """A model with a LoRA on every layer that was trained by a recipe of reflow.
+
+    Args:
+        model: MODEL.
+        data: D2F_DATASET, pairs; images for recipe windows.
+        recipe: inputs of Diff2Flow Reflow Recipe.
+        rank: of the LoRA.
+        size: steps, batch size and learning rate.
+        seed: of the training.
+        name: of the LoRA.
+    """
+    [loss] = NODE_CLASS_MAPPINGS["Diff2FlowReflowRecipe"]().build(**recipe)
+    [optimizer] = NODE_CLASS_MAPPINGS["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=20, ema=0.99)
+    train = NODE_CLASS_MAPPINGS["Diff2FlowTrain"]().train
+    layers = lora_everywhere(rank)
+    return train(
+        model, data, layers, "diff2flow", *size, seed, name, optimizer=optimizer, loss=loss, save_dtype="fp32"
+    )[0]
+
+
 class Bench:
     """Everything that the runs have in common, loaded once.
 
@@ -146,14 +169,10 @@ class Bench:
         return NODE_CLASS_MAPPINGS["Diff2FlowImageDataset"]().build("plain", self._vae, self._clip, digits.SIZE)[0]
 
     def _trained(self, model: Any, data: Any, recipe: dict[str, Any], seed: int, name: str) -> Any:
-        setting, nodes = self.setting, NODE_CLASS_MAPPINGS
-        [loss] = nodes["Diff2FlowReflowRecipe"]().build(**recipe)
-        [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=20, ema=0.99)
+        setting = self.setting
         steps = setting.window_training if recipe["recipe"] == "windows" else setting.steps
-        return nodes["Diff2FlowTrain"]().train(
-            model, data, lora_everywhere(setting.rank), "diff2flow", steps, setting.batch_size, setting.learning_rate,
-            seed, name, optimizer=optimizer, loss=loss, save_dtype="fp32",
-        )[0]  # fmt: skip
+        size = steps, setting.batch_size, setting.learning_rate
+        return reflowed(model, data, recipe, setting.rank, size, seed, name)
 
     def _measured(self, draw: Any, seed: int, name: str) -> dict[str, float]:
         pictures, wanted = self._judge.drawn(draw, seed, self.setting.samples)

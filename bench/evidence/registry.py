@@ -19,6 +19,7 @@ from .stages import (
     priors,
     sizes,
     startup,
+    text_binding,
 )
 
 STAGES: tuple[Stage, ...] = (
@@ -33,6 +34,7 @@ STAGES: tuple[Stage, ...] = (
     *heavy.CLAIMS,
     depth_sizes.STAGE,
     black_white.STAGE,
+    text_binding.STAGE,
     sizes.STAGE,
     fractional.STAGE,
     pairing.STAGE,
