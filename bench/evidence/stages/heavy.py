@@ -48,7 +48,7 @@ def ablation_setting(context: Context) -> ablation_bench.Setting:
 def run_ablation(context: Context) -> Result:
     """LoRAs by each objective: Figure 5."""
     setting, out = ablation_setting(context), context.folder("ablation")
-    found = _read(ablation_bench.ablation(context.own_models(), out, setting, len(context.seeds)))
+    found = _read(ablation_bench.ablation(context.own_models(), out, setting, context.seeds))
     numbers = {}
     for method, cells in found["summary"].items():
         numbers[f"{method}, Fréchet"] = of_seeds(cells["samples/25/frechet_features"], "smaller", 0.5)
