@@ -112,7 +112,7 @@ class Bench:
 
     def run(self, method: str, seed: int) -> dict[str, Any]:
         """Trains one LoRA, where there is one to train, and measures it after each part of the training."""
-        name = f"{method.replace(', ', '_').replace(' ', '_')}_{seed}"
+        name = f"{self.setting.style}_{self.setting.size}_{method.replace(', ', '_').replace(' ', '_')}_{seed}"
         if method == BASE:
             return {"validation": {"0": self._loss_before(method, seed)}, **self.measured(self.model, seed, name)}
         part, found = self.setting.steps // self.setting.parts, {}
@@ -157,7 +157,7 @@ class Bench:
         def draw(*given: Any) -> Any:
             return sample(model, *given, steps, cfg, "euler", 1.0, "auto")[0]
 
-        pictures, wanted = self._judge.drawn(draw, seed, self.setting.samples)
+        pictures, wanted = self._judge.drawn_together(draw, seed, self.setting.samples)
         save_picture(pictures, self.work / "pictures" / f"{name}.png")
         return self._judge.judged(pictures, wanted)
 

@@ -58,6 +58,24 @@ class Judge:
             pictures.append(self._host.decode_image(self._vae, drawn["samples"]))
         return torch.cat(pictures), torch.arange(len(digits.WORDS)).repeat_interleave(each)
 
+    def drawn_together(self, draw: Draw, seed: int, count: int) -> tuple[Tensor, Tensor]:
+        """As `drawn`, all digits in calls of up to 50 samples, which is faster; other noise than there.
+
+        Args:
+            draw: draws them.
+            seed: 1000 seed + the number of the call is that of its noise.
+            count: a multiple of 10.
+        """
+        wanted, pictures = torch.arange(len(digits.WORDS)).repeat_interleave(count // len(digits.WORDS)), []
+        empty = self._host.encode_text(self._clip, "")
+        contexts = [self._host.encode_text(self._clip, digits.caption(digit))[0] for digit in range(len(digits.WORDS))]
+        for number, part in enumerate(wanted.split(_BATCH)):
+            positive = [[torch.cat([contexts[digit][0] for digit in part.tolist()]), contexts[0][1]]]
+            latent = {"samples": torch.zeros(len(part), 4, self._size // 8, self._size // 8)}
+            drawn = draw(positive, empty, latent, 1000 * seed + number)
+            pictures.append(self._host.decode_image(self._vae, drawn["samples"]))
+        return torch.cat(pictures), wanted
+
     def judged(self, pictures: Tensor, wanted: Tensor) -> dict[str, float]:
         """accuracy: share read as the digit that was wanted; Fréchet distances in the classifier's features, in
         pixels.

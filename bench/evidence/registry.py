@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from .stage import Stage
-from .stages import exactness, fractional, growth_data, growth_sampling, heavy, priors, sizes, startup
+from .stages import adaptation, exactness, fractional, growth_data, growth_sampling, heavy, priors, sizes, startup
 
 STAGES: tuple[Stage, ...] = (
     *priors.STAGES,
@@ -14,6 +14,7 @@ STAGES: tuple[Stage, ...] = (
     startup.STAGE,
     growth_sampling.STAGE,
     *growth_data.STAGES,
+    *adaptation.STAGES,
     *heavy.CLAIMS,
     sizes.STAGE,
     fractional.STAGE,
