@@ -8,13 +8,13 @@ of batch 32. Two workers share them; stages that run alone count twice.
 | priors of digits and of scenes | 5000 steps and more each | as measured | 33 + 60 | 2 + 2 |
 | ablation | 9 × (240 steps of 8, 50 samples × 58 evaluations), 3 bases | 9 × 52 + 3 × 16, loading | 9 | 2.5 |
 | continued | 12 × (45 steps of 16, 50 samples × 87 evaluations), 3 bases | 12 × 36 + 3 × 22, loading | 8 | 1 |
-| resolution | 12 × (60 steps of 16 and 3 × 50 samples × 30 evaluations at 48 px), 3 bases | 12 × 40 + 3 × 10 | 9 | 1 |
+| resolution | 9 × (60 steps of 16, 3 × 50 samples × 30 evaluations, at 48 px), 3 bases | 9 × 60 + 3 × 20 | 10 | 1 |
 | reflow_quality | 1200 pairs × 50 evaluations; 3 seeds × (3 bases, 2 students, pairs again) | 240 + 3 × 840 | 46 | 2 |
 | reflow_negatives | 3 models × 20 prompts × 30 samples × 8 to 50 evaluations | 160 | 3 | 1.5 |
 | depth_quality | 9 × (300 steps of 16, 3300 evaluations), 3 regressors for as long | 12 × 105 | 21 | 1.5 |
 | reflow_throughput | 3 rounds × 2 ways × 10 calls of batch 8, alone | 60 | 2 × 1 | 2 × 0.5 |
 | the cheap ones | exactness, start-up, growth, sizes, fractional; most alone | 600 | 2 × 10 | 2 × 3 |
-| sum of 2 × 120, 2 × 10 | | | 211 | 20.5 |
+| sum of 2 × 120, 2 × 10 | | | 212 | 20.5 |
 """
 
 from __future__ import annotations
