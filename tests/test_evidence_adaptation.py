@@ -57,7 +57,7 @@ def test_the_classifier_sees_the_same_digits_at_any_size(size, style):
     seen = {side: digits.render(images[:60], digits.STYLES[style], side) for side in (size, 64)}
     assert seen[size].shape == (60, size, size, 3)
     found, usual = (classifier.shrunk(pictures) for pictures in seen.values())
-    assert (found - usual).abs().mean() < 0.03 < (found - usual.roll(1, dims=0)).abs().mean()
+    assert (found - usual).abs().mean() < 0.06 < (found - usual.roll(1, dims=0)).abs().mean()
 
 
 def test_larger_digits_are_the_same_digits(tmp_path):
