@@ -33,7 +33,7 @@ class Style:
     Args:
         ink, paper: colours, red, green, blue in [0, 1].
         slant: shear to the right, in widths a height.
-        thick: width in pixels by which strokes grow.
+        thick: width in pixels by which strokes grow, at 64 px.
         word: adjective of the style.
     """
 
@@ -81,23 +81,31 @@ def caption(label: int, template: str = CAPTION, style_word: str = "") -> str:
     return f"{article} {style_word} {rest}" if style_word else text
 
 
-def render(images: Tensor, style: Style) -> Tensor:
-    """Pictures (B, 64, 64, 3) in [0, 1] of digits (B, 8, 8), drawn smoothly in a style."""
-    strength = ink(images, torch.tensor(style.slant).expand(len(images)), style.thick)
+def render(images: Tensor, style: Style, size: int = SIZE) -> Tensor:
+    """Pictures (B, size, size, 3) in [0, 1] of digits (B, 8, 8), drawn smoothly in a style."""
+    strength = ink(images, torch.tensor(style.slant).expand(len(images)), style.thick, size)
     return coloured(strength, torch.tensor(style.ink), torch.tensor(style.paper))
 
 
-def ink(images: Tensor, slant: Tensor, thick: int = 0) -> Tensor:
-    """How much ink there is (B, 64, 64), in [0, 1], on digits (B, 8, 8): enlarged, sheared by slant (B,), thickened."""
-    large = F.interpolate(images[:, None], size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0.0, 1.0)
+def ink(images: Tensor, slant: Tensor, thick: int = 0, size: int = SIZE) -> Tensor:
+    """How much ink there is (B, size, size), in [0, 1], on digits (B, 8, 8): enlarged, sheared, thickened.
+
+    Args:
+        images: (B, 8, 8).
+        slant: (B,), see `Style`.
+        thick: see `Style`.
+        size: side in pixels.
+    """
+    large = F.interpolate(images[:, None], size=(size, size), mode="bicubic", align_corners=False).clamp(0.0, 1.0)
     if slant.any():
         shear = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).repeat(len(large), 1, 1)
         shear[:, 0, 1] = slant
         grid = F.affine_grid(shear, list(large.shape), align_corners=False)
         large = F.grid_sample(large, grid, align_corners=False)
     if thick:
-        grown = F.max_pool2d(large, thick + 1, stride=1, padding=thick // 2)[..., :SIZE, :SIZE]
-        large = F.avg_pool2d(grown, 5, stride=1, padding=2, count_include_pad=False)
+        reach, blur = round(thick / 2 * size / SIZE), round(2 * size / SIZE)
+        grown = F.max_pool2d(large, 2 * reach + 1, stride=1, padding=reach)
+        large = F.avg_pool2d(grown, 2 * blur + 1, stride=1, padding=blur, count_include_pad=False)
     return large[:, 0]
 
 
@@ -126,7 +134,13 @@ def varied(images: Tensor, random: torch.Generator) -> Tensor:
 
 
 def write(
-    folder: Path, style: str, count: int, seed: int = 0, style_word: bool = False, held_out: bool = False
+    folder: Path,
+    style: str,
+    count: int,
+    seed: int = 0,
+    style_word: bool = False,
+    held_out: bool = False,
+    size: int = SIZE,
 ) -> list[Path]:
     """Writes `count` pictures of all digits in turn, with a caption file beside each; returns the pictures' paths.
 
@@ -135,16 +149,19 @@ def write(
         seed: chooses which digits.
         style_word: name the style in the captions.
         held_out: take digits that prior and classifier have never seen.
+        size: side in pixels.
 
     Raises:
-        ValueError: unknown style, or a count that is not 1 to 1000.
+        ValueError: unknown style, a count that is not 1 to 1000, or a size that is no multiple of 8.
     """
     if style not in STYLES:
         raise ValueError(f"the style {style!r} is none of {', '.join(STYLES)}")
     if not 1 <= count <= 1000:
         raise ValueError(f"count must be 1 to 1000, not {count}")
+    if size < 8 or size % 8:
+        raise ValueError(f"size must be a multiple of 8 and at least 8, not {size}")
     images, labels = _in_turn(count, seed, held_out)
-    pictures = render(images, STYLES[style])
+    pictures = render(images, STYLES[style], size)
     paths = []
     for i, (picture, label) in enumerate(zip(pictures, labels.tolist(), strict=True)):
         path = Path(folder) / f"{style}_{i:03d}_{WORDS[label]}.png"

@@ -31,19 +31,20 @@ class Judge:
     Args:
         host, clip, vae: that draw and decode.
         style: of digits.STYLES.
+        size: side of the pictures in pixels.
 
     Attributes:
-        real: held-out digits in the style, as the autoencoder gives them back (N, 64, 64, 3).
+        real: held-out digits in the style, as the autoencoder gives them back (N, size, size, 3).
     """
 
-    def __init__(self, host: Host, clip: Any, vae: Any, style: str) -> None:
-        self._host, self._clip, self._vae = host, clip, vae
+    def __init__(self, host: Host, clip: Any, vae: Any, style: str, size: int = digits.SIZE) -> None:
+        self._host, self._clip, self._vae, self._size = host, clip, vae, size
         images, _ = digits.split(held_out=True)
-        parts = digits.render(images, digits.STYLES[style]).split(_BATCH)
+        parts = digits.render(images, digits.STYLES[style], size).split(_BATCH)
         self.real = torch.cat([host.decode_image(vae, host.encode_image(vae, part)) for part in parts])
 
     def drawn(self, draw: Draw, seed: int, count: int) -> tuple[Tensor, Tensor]:
-        """Pictures (count, 64, 64, 3), equally many of each digit, and the digits (count,).
+        """Pictures (count, size, size, 3), equally many of each digit, and the digits (count,).
 
         Args:
             draw: draws them.
@@ -54,7 +55,7 @@ class Judge:
         empty = self._host.encode_text(self._clip, "")
         for digit in range(len(digits.WORDS)):
             positive = self._host.encode_text(self._clip, digits.caption(digit))
-            latent = {"samples": torch.zeros(each, 4, digits.SIZE // 8, digits.SIZE // 8)}
+            latent = {"samples": torch.zeros(each, 4, self._size // 8, self._size // 8)}
             drawn = draw(positive, empty, latent, 1000 * seed + digit)
             pictures.append(self._host.decode_image(self._vae, drawn["samples"]))
         return torch.cat(pictures), torch.arange(len(digits.WORDS)).repeat_interleave(each)
@@ -78,6 +79,24 @@ class Judge:
         self.drawn(draw, seed, count)
         means, relatives = zip(*found, strict=True)
         return {"mean": statistics.fmean(means), "relative": statistics.fmean(relatives)}
+
+    def drawn_together(self, draw: Draw, seed: int, count: int) -> tuple[Tensor, Tensor]:
+        """As `drawn`, all digits in calls of up to 50 samples, which is faster; other noise than there.
+
+        Args:
+            draw: draws them.
+            seed: 1000 seed + the number of the call is that of its noise.
+            count: a multiple of 10.
+        """
+        wanted, pictures = torch.arange(len(digits.WORDS)).repeat_interleave(count // len(digits.WORDS)), []
+        empty = self._host.encode_text(self._clip, "")
+        contexts = [self._host.encode_text(self._clip, digits.caption(digit))[0] for digit in range(len(digits.WORDS))]
+        for number, part in enumerate(wanted.split(_BATCH)):
+            positive = [[torch.cat([contexts[digit][0] for digit in part.tolist()]), contexts[0][1]]]
+            latent = {"samples": torch.zeros(len(part), 4, self._size // 8, self._size // 8)}
+            drawn = draw(positive, empty, latent, 1000 * seed + number)
+            pictures.append(self._host.decode_image(self._vae, drawn["samples"]))
+        return torch.cat(pictures), wanted
 
     def judged(self, pictures: Tensor, wanted: Tensor) -> dict[str, float]:
         """accuracy: share read as the digit that was wanted; Fréchet distances in the classifier's features, in

@@ -17,6 +17,13 @@ def summary(runs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: {key: _spread(values) for key, values in numbers.items()} for name, numbers in found.items()}
 
 
+def ratio(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, float]:
+    """Ratio of two cells' means, and the deviation that follows from theirs; 0 with one seed."""
+    found = one["mean"] / other["mean"]
+    parts = [cell["deviation"] / cell["mean"] if cell["mean"] else 0.0 for cell in (one, other)]
+    return found, found * (parts[0] ** 2 + parts[1] ** 2) ** 0.5
+
+
 def _spread(values: list[float]) -> dict[str, float]:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "deviation": deviation, "seeds": len(values)}

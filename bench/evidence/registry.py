@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from .stage import Stage
 from .stages import (
+    adaptation,
     black_white,
     both_hosts,
     depth_sizes,
@@ -31,6 +32,7 @@ STAGES: tuple[Stage, ...] = (
     growth_sampling.STAGE,
     growth_training.STAGE,
     *growth_data.STAGES,
+    *adaptation.STAGES,
     *heavy.CLAIMS,
     depth_sizes.STAGE,
     black_white.STAGE,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...reflow_quality import AGAIN
+from ...summary import ratio
 from ..section import Claim, Line, Plot, Section, Table, Text, shown
 from ..stage import Result
 
@@ -31,17 +32,23 @@ def ablation(result: Result) -> Section:
         for other in _BETWEEN
     ]
     note = Text(f"LoRAs of rank {setting['rank']}, {setting['steps']} steps of {setting['batch_size']}, a new style.")
-    return Section(claims, (note, Table("Samples after training", head, rows), _validation(summary)))
+    return Section(claims, (note, Table("Samples after training", head, rows), held_out_loss(summary, "ablation")))
 
 
-def _validation(summary: Mapping[str, Any]) -> Plot:
+def held_out_loss(summary: Mapping[str, Any], name: str) -> Plot:
+    """The held-out flow matching loss over training, of all methods with more than one point.
+
+    Args:
+        summary: by method and number, "validation/<step>" among them.
+        name: of the plot's file.
+    """
     lines = []
     for method, cells in summary.items():
         points = sorted((int(key.split("/")[1]), cell) for key, cell in cells.items() if key.startswith("validation/"))
-        if points:
+        if len(points) > 1:
             x, found = zip(*points, strict=True)
             lines.append(Line(method, x, [cell["mean"] for cell in found], [cell["deviation"] for cell in found]))
-    return Plot("ablation", "Held-out flow matching loss", "training step", "loss", lines)
+    return Plot(name, "Held-out flow matching loss", "training step", "loss", lines, log_y=True)
 
 
 def reflow(result: Result) -> Section:
@@ -70,13 +77,13 @@ def _reflow_claims(summary: Mapping[str, Any]) -> list[Claim]:
     for steps, goal in _NEAR.items():
         ratio = distance(_OURS, steps)["mean"] / teacher["mean"]
         text = f"Fréchet distance of our reflow at {steps} step{'s' if steps > 1 else ''} over the teacher's at 25"
-        claims.append(Claim(text, _over(distance(_OURS, steps), teacher), f"≤ {goal:g}", ratio <= goal))
+        claims.append(Claim(text, over(distance(_OURS, steps), teacher), f"≤ {goal:g}", ratio <= goal))
     base, ours = distance(_TEACHER, 2), distance(_OURS, 2)
     text = "Fréchet distance of the base at 2 steps over our reflow's"
-    claims.append(Claim(text, _over(base, ours), f"≥ {_WORSE:g}", base["mean"] >= _WORSE * ours["mean"]))
+    claims.append(Claim(text, over(base, ours), f"≥ {_WORSE:g}", base["mean"] >= _WORSE * ours["mean"]))
     straight = [summary[method]["straightness/mean"] for method in (_TEACHER, _OURS)]
     holds = straight[0]["mean"] >= _STRAIGHTER * straight[1]["mean"]
-    claims.append(Claim("straightness, the base's over our reflow's", _over(*straight), f"≥ {_STRAIGHTER:g}", holds))
+    claims.append(Claim("straightness, the base's over our reflow's", over(*straight), f"≥ {_STRAIGHTER:g}", holds))
     if AGAIN in summary:
         claims.append(
             _less("Fréchet distance at 1 step, one round of reflow over two", distance(_OURS, 1), distance(AGAIN, 1))
@@ -195,13 +202,10 @@ def _means(cells: Mapping[str, Any], counts: list[int], key: str) -> tuple[list[
 def _less(text: str, other: Mapping[str, Any], ours: Mapping[str, Any]) -> Claim:
     """That the other's mean is the larger; one seed says nothing."""
     holds = other["mean"] > ours["mean"] if ours["seeds"] > 1 else None
-    return Claim(text, _over(other, ours), "> 1", holds)
+    return Claim(text, over(other, ours), "> 1", holds)
 
 
-def _over(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def over(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """A ratio of means, with the deviation that follows from theirs where there are several seeds."""
-    ratio = one["mean"] / other["mean"]
-    if one["seeds"] < 2:
-        return f"{ratio:.3f}"
-    parts = [cell["deviation"] / cell["mean"] if cell["mean"] else 0.0 for cell in (one, other)]
-    return f"{ratio:.3f} ± {ratio * (parts[0] ** 2 + parts[1] ** 2) ** 0.5:.3f}"
+    found, spread = ratio(one, other)
+    return f"{found:.3f}" if one["seeds"] < 2 else f"{found:.3f} ± {spread:.3f}"
