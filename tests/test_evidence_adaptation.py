@@ -98,8 +98,8 @@ def _bench(setting):
         trained.append((name, steps))
         return steps
 
-    bench._trained, bench._loss_before = train, lambda method, seed: 0.5
-    bench._validation = lambda name: {str(setting.steps): 0.25}
+    bench.trained, bench._loss_before = train, lambda method, seed: 0.5
+    bench.validation = lambda name: {str(setting.steps): 0.25}
     bench._quality = lambda model, seed, steps, cfg, name: {"model": model, "cfg": cfg}
     return bench, trained
 
@@ -137,7 +137,7 @@ def test_every_kind_of_run_has_its_settings(context):
         for stage in adaptation.STAGES:
             assert json.loads(json.dumps(stage.settings(kind)))["methods"][0] == "base"
     quick, normal = (adaptation.resolution_setting(replace(context, quick=quick)) for quick in (True, False))
-    assert quick.steps < normal.steps and quick.prior == "quick" and normal.prior == "bench"
+    assert quick.steps < normal.steps and quick.prior == "quick" and normal.prior == "digits"
 
 
 @pytest.mark.parametrize("name", ["continued", "resolution"])

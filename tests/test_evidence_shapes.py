@@ -41,7 +41,7 @@ def test_shapes_differ():
     prompt = shapes.single("circle", "red", "top left")
     drawings = [shapes.Drawing(prompt, (t,), ((32.0, 17.0),), (12.0,), ((0.0,) * 3,), 1.0) for t in things]
     areas = (1 - shapes.rendered(drawings)[..., 0]).sum(dim=(1, 2)) / (1 - shapes.COLOURS["black"][0])
-    expected = [3.1416 * 144, 4 * (0.92 * 12) ** 2, 0.5 * 24 * 24, 2 * 24 * 2 * 0.36 * 12 - 4 * (0.36 * 12) ** 2]
+    expected = [3.1416 * 144, 4 * (0.92 * 12) ** 2, 0.5 * 24 * 24, 24 * 2 * 0.4 * 12]
     assert areas.tolist() == pytest.approx(expected, rel=0.02)
 
 

@@ -1,20 +1,7 @@
 """The reports on the tiny prior as stages, and what is measured inside the real ComfyUI.
 
-Minutes of one core, by 4 ms a sample and evaluation of the narrow prior, 0.3 s a training step of batch 16 and 0.5 s
-of batch 32. Two workers share them; stages that run alone count twice.
-
-| stage | normal | seconds, reckoned as | minutes | quick |
-|---|---|---|---|---|
-| priors of digits and of scenes | 5000 steps and more each | as measured | 33 + 60 | 2 + 2 |
-| ablation | 9 × (240 steps of 8, 50 samples × 58 evaluations), 3 bases | 9 × 52 + 3 × 16, loading | 9 | 2.5 |
-| continued | 12 × (45 steps of 16, 50 samples × 87 evaluations), 3 bases | 12 × 36 + 3 × 22, loading | 8 | 1 |
-| resolution | 9 × (60 steps of 16, 3 × 50 samples × 30 evaluations, at 48 px), 3 bases | 9 × 60 + 3 × 20 | 10 | 1 |
-| reflow_quality | 1200 pairs × 50 evaluations; 3 seeds × (3 bases, 2 students, pairs again) | 240 + 3 × 840 | 46 | 2 |
-| reflow_negatives | 3 models × 20 prompts × 30 samples × 8 to 50 evaluations | 160 | 3 | 1.5 |
-| depth_quality | 9 × (300 steps of 16, 3300 evaluations), 3 regressors for as long | 12 × 105 | 21 | 1.5 |
-| reflow_throughput | 3 rounds × 2 ways × 10 calls of batch 8, alone | 60 | 2 × 1 | 2 × 0.5 |
-| the cheap ones | exactness, start-up, growth, sizes, fractional; most alone | 600 | 2 × 10 | 2 × 3 |
-| sum of 2 × 120, 2 × 10 | | | 212 | 20.5 |
+Each stage names its minutes of one core in STAGES, reckoned by 4 ms a sample and evaluation of the narrow prior, 0.3 s a
+training step of batch 16 and 0.5 s of batch 32. Two workers share them; stages that run alone count twice.
 """
 
 from __future__ import annotations
@@ -55,7 +42,7 @@ def run_ablation(context: Context) -> Result:
 
 def reflow_setting(context: Context) -> reflow_quality.Setting:
     """Of the report on reflow."""
-    normal = reflow_quality.Setting(prior=digits_prior(context), pairs=1200, steps=300, samples=200)
+    normal = reflow_quality.Setting(prior=digits_prior(context), pairs=1000, steps=250, samples=150)
     if not context.quick:
         return normal
     return replace(normal, pairs=64, teacher_steps=8, steps=20, samples=20, sample_steps=(25, 4, 2, 1))
@@ -87,7 +74,7 @@ def run_negatives(context: Context) -> Result:
 
 def depth_setting(context: Context) -> depth_quality.Setting:
     """Of the report on depth."""
-    normal = depth_quality.Setting(prior=scenes_prior(context), steps=300)
+    normal = depth_quality.Setting(prior=scenes_prior(context), steps=250)
     return replace(normal, scenes=60, held_out=16, steps=12, batch_size=8) if context.quick else normal
 
 
@@ -184,7 +171,7 @@ CLAIMS = (
         settings=_ablation_settings, needs=("prior_digits",), seeded=True,
     ),
     Stage(
-        "reflow_quality", "Reflow (Table 3), and a second round", 3, (46.0, 2.0), run_reflow, shown.reflow,
+        "reflow_quality", "Reflow (Table 3), and a second round", 3, (34.0, 2.0), run_reflow, shown.reflow,
         settings=_reflow_settings, needs=("prior_digits",), seeded=True,
     ),
     Stage(
@@ -192,7 +179,7 @@ CLAIMS = (
         settings=_reflow_settings, needs=("reflow_quality",),
     ),
     Stage(
-        "depth_quality", "Depth (Figure 8)", 3, (21.0, 1.5), run_depth, shown.depth,
+        "depth_quality", "Depth (Figure 8)", 3, (18.0, 1.5), run_depth, shown.depth,
         settings=_depth_settings, needs=("prior_scenes",), seeded=True,
     ),
 )  # fmt: skip

@@ -230,6 +230,6 @@ def _settings(context: Context) -> Mapping[str, Any]:
 
 
 STAGE = Stage(
-    "text_binding", "What captions ask for: shapes, colours, places", 4, (10.0, 1.0), run, render,
+    "text_binding", "What captions ask for: shapes, colours, places", 3, (10.0, 1.0), run, render,
     settings=_settings, needs=("prior_shapes",), seeded=True,
 )  # fmt: skip
