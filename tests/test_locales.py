@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from diff2flow_nodes.nodes import NODE_CLASS_MAPPINGS
 from diff2flow_nodes.nodes.texts import LOCALES, as_json, english
 
 OTHERS = ("de", "zh", "ja")
 MESSAGE_SYNTAX = set("{}|@<>")
 """Characters that ComfyUI's page takes for placeholders, plurals, links or HTML in a translation."""
+COMFYUIS_MENUS = {"loaders", "sampling", "training"}
+"""Words of our menus that ComfyUI has in every language."""
 SCRIPTS = {"zh": "[\u4e00-\u9fff]", "ja": "[\u3040-\u30ff\u4e00-\u9fff]", "de": "[a-zäöüß]"}
 
 
@@ -95,3 +98,10 @@ def test_translations_call_nodes_by_their_translated_names(language: str) -> Non
 def test_texts_hold_nothing_that_the_page_would_interpret(language: str) -> None:
     for path, text in leaves(locale(language)):
         assert not MESSAGE_SYNTAX & set(text), f"{path}: {text}"
+
+
+@pytest.mark.parametrize("language", ("en", *OTHERS))
+def test_menus_are_translated(language: str) -> None:
+    menus = {node.CATEGORY.removeprefix("Diff2Flow/") for node in NODE_CLASS_MAPPINGS.values()}
+    words = json.loads((LOCALES / language / "main.json").read_text(encoding="utf-8"))["nodeCategories"]
+    assert set(words) == menus - COMFYUIS_MENUS and all(words.values())
