@@ -72,7 +72,7 @@ class Bench:
         self.setting, self.work = setting, work
         self.model, self.clip, self.vae = prior.model, prior.clip, prior.vae
         self.train, self.held_out = self._datasets()
-        self._judge = Judge(prior.host, self.clip, self.vae, STYLE)
+        self.judge = Judge(prior.host, self.clip, self.vae, STYLE)
 
     def _datasets(self) -> tuple[Any, Any]:
         """Training images of the style, and held-out digits drawn in it."""
@@ -85,37 +85,50 @@ class Bench:
 
     def run(self, objective: str, seed: int) -> dict[str, Any]:
         """Trains one LoRA and measures it."""
+        name = f"ablation_{objective}_{seed}"
+        model = self.trained(objective, seed, name)
+        return {"validation": self.validation(name), **self.measured(model, seed, name)}
+
+    def trained(self, objective: str, seed: int, name: str, loss: Any = None) -> Any:
+        """The prior with a LoRA that was trained now.
+
+        Args:
+            objective: of OBJECTIVES.
+            seed: of the training.
+            name: of the LoRA.
+            loss: D2F_LOSS; None for the defaults.
+        """
         setting, nodes = self.setting, NODE_CLASS_MAPPINGS
         [watch] = nodes["Diff2FlowTrainWatch"]().build(
             self.vae, self.clip, "", 0, "1", 1.0, 64, 64, 0, validate_every=setting.steps // 3,
             validation=self.held_out,
         )  # fmt: skip
         [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=10, ema=0.98)
-        name = f"ablation_{objective}_{seed}"
-        model, *_ = nodes["Diff2FlowTrain"]().train(
+        return nodes["Diff2FlowTrain"]().train(
             self.model, self.train, lora_everywhere(setting.rank), objective, setting.steps, setting.batch_size,
-            setting.learning_rate, seed, name, optimizer=optimizer, watch=watch,
-        )  # fmt: skip
-        return {"validation": self._validation(name), **self.measured(model, seed, name)}
+            setting.learning_rate, seed, name, optimizer=optimizer, watch=watch, loss=loss,
+        )[0]  # fmt: skip
 
     def measured(self, model: Any, seed: int, name: str) -> dict[str, Any]:
         """Quality of a model's samples for each step count; saves a picture of some."""
         found, sampler = {}, NODE_CLASS_MAPPINGS["Diff2FlowSampler"]()
         for steps in self.setting.sample_steps:
             more = (steps, self.setting.cfg, "euler", 1.0, "auto")
-            pictures, wanted = self._judge.drawn(
+            pictures, wanted = self.judge.drawn(
                 lambda *given, more=more: sampler.sample(model, *given, *more)[0], seed, self.setting.samples
             )
             save_picture(pictures, self.work / "pictures" / f"{name}_{steps}.png")
-            found[str(steps)] = self._judge.judged(pictures, wanted)
+            found[str(steps)] = self.judge.judged(pictures, wanted)
         return {"samples": found}
 
-    def _validation(self, name: str) -> dict[str, float]:
-        """Held-out flow matching loss by training step, from the newest run's log."""
+    def validation(self, name: str) -> dict[str, float]:
+        """Held-out flow matching loss by training step, of the newest run of that name."""
+        return {str(entry["step"]): entry["loss"] for entry in self.logged(name) if entry["kind"] == "validation"}
+
+    def logged(self, name: str) -> list[dict[str, Any]]:
+        """The log of the newest run of that name."""
         runs = sorted((self.work / "output" / "diff2flow").glob(f"{name}*"))
-        lines = (runs[-1] / "log.jsonl").read_text(encoding="utf-8").splitlines()
-        entries = [entry for entry in map(json.loads, lines) if entry["kind"] == "validation"]
-        return {str(entry["step"]): entry["loss"] for entry in entries}
+        return list(map(json.loads, (runs[-1] / "log.jsonl").read_text(encoding="utf-8").splitlines()))
 
 
 def ablation(models: Path, out: Path, setting: Setting, seeds: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from ..files import written_whole
 from ..hosts.port import Host
 from ..metrics.features import pixel_features
 from ..metrics.frechet import frechet_distance
+from ..nodes import NODE_CLASS_MAPPINGS
 from . import classifier, digits
 
 _BATCH = 50
@@ -56,6 +58,26 @@ class Judge:
             drawn = draw(positive, empty, latent, 1000 * seed + digit)
             pictures.append(self._host.decode_image(self._vae, drawn["samples"]))
         return torch.cat(pictures), torch.arange(len(digits.WORDS)).repeat_interleave(each)
+
+    def straightness(self, model: Any, cfg: float, steps: int, seed: int, count: int) -> dict[str, float]:
+        """E|(x_data - x_noise) - velocity|² along a model's own paths, the mean over the digits.
+
+        Args:
+            model: to sample.
+            cfg: guidance.
+            steps: of each path.
+            seed, count: see `drawn`.
+        """
+        measure, found = NODE_CLASS_MAPPINGS["Diff2FlowStraightness"]().measure, []
+
+        def draw(positive: Any, negative: Any, latent: Any, number: int) -> Any:
+            mean, relative, _, _, drawn = measure(model, positive, negative, latent, number, cfg, steps)
+            found.append((mean, relative))
+            return drawn
+
+        self.drawn(draw, seed, count)
+        means, relatives = zip(*found, strict=True)
+        return {"mean": statistics.fmean(means), "relative": statistics.fmean(relatives)}
 
     def judged(self, pictures: Tensor, wanted: Tensor) -> dict[str, float]:
         """accuracy: share read as the digit that was wanted; Fréchet distances in the classifier's features, in

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import statistics
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -81,6 +80,29 @@ class Setting:
     seed: int = 0
 
 
+def reflowed(
+    model: Any, data: Any, recipe: dict[str, Any], rank: int, size: tuple[int, int, float], seed: int, name: str
+) -> Any:
+    """A model with a LoRA on every layer that was trained by a recipe of reflow.
+
+    Args:
+        model: MODEL.
+        data: D2F_DATASET, pairs; images for recipe windows.
+        recipe: inputs of Diff2Flow Reflow Recipe.
+        rank: of the LoRA.
+        size: steps, batch size and learning rate.
+        seed: of the training.
+        name: of the LoRA.
+    """
+    [loss] = NODE_CLASS_MAPPINGS["Diff2FlowReflowRecipe"]().build(**recipe)
+    [optimizer] = NODE_CLASS_MAPPINGS["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=20, ema=0.99)
+    train = NODE_CLASS_MAPPINGS["Diff2FlowTrain"]().train
+    layers = lora_everywhere(rank)
+    return train(
+        model, data, layers, "diff2flow", *size, seed, name, optimizer=optimizer, loss=loss, save_dtype="fp32"
+    )[0]
+
+
 class Bench:
     """Everything that the runs have in common, loaded once.
 
@@ -107,7 +129,9 @@ class Bench:
             str(steps): self._measured(partial(draw, model, steps, cfg), seed, f"{name}_{steps}")
             for steps in self.setting.sample_steps
         }
-        straightness = {} if method == "base DPM-Solver++" else self._straightness(model, cfg, seed)
+        straightness = {}
+        if method != "base DPM-Solver++":
+            straightness = self._judge.straightness(model, cfg, self.setting.teacher_steps, seed, _MEASURED)
         return {"training_seconds": trained, "samples": samples, "straightness": straightness}
 
     def _student(self, method: str, seed: int, name: str) -> Any:
@@ -145,14 +169,10 @@ class Bench:
         return NODE_CLASS_MAPPINGS["Diff2FlowImageDataset"]().build("plain", self._vae, self._clip, digits.SIZE)[0]
 
     def _trained(self, model: Any, data: Any, recipe: dict[str, Any], seed: int, name: str) -> Any:
-        setting, nodes = self.setting, NODE_CLASS_MAPPINGS
-        [loss] = nodes["Diff2FlowReflowRecipe"]().build(**recipe)
-        [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=20, ema=0.99)
+        setting = self.setting
         steps = setting.window_training if recipe["recipe"] == "windows" else setting.steps
-        return nodes["Diff2FlowTrain"]().train(
-            model, data, lora_everywhere(setting.rank), "diff2flow", steps, setting.batch_size, setting.learning_rate,
-            seed, name, optimizer=optimizer, loss=loss, save_dtype="fp32",
-        )[0]  # fmt: skip
+        size = steps, setting.batch_size, setting.learning_rate
+        return reflowed(model, data, recipe, setting.rank, size, seed, name)
 
     def _measured(self, draw: Any, seed: int, name: str) -> dict[str, float]:
         pictures, wanted = self._judge.drawn(draw, seed, self.setting.samples)
@@ -181,21 +201,6 @@ class Bench:
     def _stock(self, model: Any, steps: int, cfg: float, positive: Any, negative: Any, latent: Any, seed: int) -> Any:
         sampler, sigmas = dpm_solver(self._host, steps)
         return self._host.sample(model, positive, negative, latent, seed, sampler, sigmas, cfg)
-
-    def _straightness(self, model: Any, cfg: float, seed: int) -> dict[str, float]:
-        """E|(x_data - x_noise) - velocity|² along the paths, the mean over the digits."""
-        measure, found = NODE_CLASS_MAPPINGS["Diff2FlowStraightness"]().measure, []
-
-        def draw(positive: Any, negative: Any, latent: Any, number: int) -> Any:
-            mean, relative, _, _, drawn = measure(
-                model, positive, negative, latent, number, cfg, self.setting.teacher_steps
-            )
-            found.append((mean, relative))
-            return drawn
-
-        self._judge.drawn(draw, seed, _MEASURED)
-        means, relatives = zip(*found, strict=True)
-        return {"mean": statistics.fmean(means), "relative": statistics.fmean(relatives)}
 
 
 def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds: list[int]) -> Path:

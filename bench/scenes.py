@@ -181,12 +181,13 @@ def write(folder: Path, count: int, seed: int, depth_format: str = "png16", size
         numbers = range(first, min(first + _BATCH, count))
         made = scenes(numbers, seed, size)
         for number, picture, depth, text in zip(numbers, made.pictures, made.depth, made.captions, strict=True):
-            paths.append(_write_picture(Path(folder) / "images" / f"{number:04d}.png", picture, text))
+            paths.append(write_picture(Path(folder) / "images" / f"{number:04d}.png", picture, text))
             _write_depth(Path(folder) / "depth" / f"{number:04d}", depth, depth_format)
     return paths
 
 
-def _write_picture(path: Path, picture: Tensor, text: str) -> Path:
+def write_picture(path: Path, picture: Tensor, text: str) -> Path:
+    """Writes a picture (H, W, 3) in [0, 1] as PNG and its caption beside it; returns the path."""
     from PIL import Image
 
     with written_whole(path) as temporary:

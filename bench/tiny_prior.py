@@ -24,6 +24,7 @@ from ..files import written_whole
 from . import classifier, digits, ldm_layout, subjects, text_weights, tiny_taesd, tiny_unet
 from .random_prior import build_random
 from .scene_prior import SceneSubject
+from .shape_prior import ShapeSubject
 from .short_training import Plan, ShortTraining
 from .subjects import Subject, some_empty, text_encoder
 from .widen import narrowed, widened
@@ -111,6 +112,28 @@ class SceneQuality(Quality):
         return SceneSubject(self.scenes, self.captions, work, self.key)
 
 
+@dataclass(frozen=True)
+class ShapeQuality(Quality):
+    """A prior of flat coloured shapes.
+
+    Args:
+        shapes: pictures that it is trained on.
+
+    Raises:
+        ValueError: an accuracy is asked for.
+    """
+
+    shapes: int = 3000
+
+    def __post_init__(self) -> None:
+        if self.accuracy:
+            raise ValueError(f"the classifier of digits reads no shapes; leave accuracy 0 instead of {self.accuracy}")
+
+    def subject(self, work: Path) -> Subject:
+        """What is trained on: shapes."""
+        return ShapeSubject(self.shapes)
+
+
 QUALITIES = {
     "demo": Quality(
         "demo",
@@ -160,6 +183,18 @@ QUALITIES = {
         unet=Plan(steps=2500, rate=2e-3, warm_up=100, average=0.998, save_every=300.0),
         scenes=3000,
         captions=400,
+    ),
+    "shapes_quick": ShapeQuality(
+        "shapes_quick",
+        autoencoder=Plan(steps=60, rate=1e-3, warm_up=10, average=0.95),
+        unet=Plan(steps=200, rate=2e-3, warm_up=20),
+        copies=10,
+        shapes=60,
+    ),
+    "shapes": ShapeQuality(
+        "shapes",
+        autoencoder=Plan(steps=700, rate=1e-3, warm_up=20, average=0.99),
+        unet=Plan(steps=2200, rate=2e-3, warm_up=100, average=0.998),
     ),
 }
 

@@ -14,6 +14,7 @@ from ..training.optimizers import OPTIMIZERS
 from ..training.rates import SCHEDULES
 from ..training.settings import PRECISIONS, OptimizerSettings
 from ..training.times import DISTRIBUTIONS
+from ..training.transport import PAIRINGS
 from .errors import names_node
 from .widgets import choice, count, listed_numbers, number, seed, switch, text
 
@@ -47,6 +48,7 @@ class Diff2FlowLossConfig:
         delta: float = 0.1,
         caption_dropout: float = 0.0,
         zero_terminal_snr: str = "auto",
+        pairing: str = PAIRINGS[0],
     ) -> tuple[ObjectiveSettings]:
         return (
             ObjectiveSettings(
@@ -59,6 +61,7 @@ class Diff2FlowLossConfig:
                 delta=delta,
                 zero_terminal_snr=zero_terminal_snr,
                 caption_dropout=caption_dropout,
+                pairing=pairing,
             ),
         )
 
@@ -128,6 +131,16 @@ def _loss_inputs() -> dict[str, Any]:
             "auto",
             "Trains on a schedule that ends in pure noise. v-prediction checkpoints only; auto: as the checkpoint"
             " says. An eps checkpoint reaches the same by t_range full.",
+        ),
+        "pairing": choice(
+            PAIRINGS,
+            PAIRINGS[0],
+            "Which noise each image is trained with, for diff2flow and flow_matching. independent: the one drawn for"
+            " it, as in the paper. optimal_transport: within each network call the noises go to the images they are"
+            " nearest to, which makes paths straighter. It wants a batch_size of 16 or more (per process, divided by"
+            " accumulation) and images that share one caption: between different captions it ties the noise to the"
+            " content, and sampling, whose noise knows no caption, then fits the training less. Not for reflow pairs,"
+            " which have their own noise.",
         ),
     }
 

@@ -28,7 +28,7 @@ HOST_ONLY = {"comfy": "hosts/comfy", "folder_paths": "hosts/comfy", "server": "h
              "latent_preview": "hosts/comfy", "comfy_extras": "hosts/comfy",
              "diffusers": "hosts/headless", "transformers": "hosts/headless"}  # fmt: skip
 LAZY = ("peft", "diffusers", "transformers", "matplotlib", "torchdiffeq", "accelerate", "OpenEXR", "h5py",
-        "torchmetrics", "torch_fidelity")  # fmt: skip
+        "torchmetrics", "torch_fidelity", "scipy")  # fmt: skip
 
 
 def sources(room: str) -> Iterator[Path]:

@@ -89,6 +89,7 @@ def test_pairs_train_validate_and_go_on(tmp_path, pairs):
     assert all(torch.equal(whole.state[key], again.state[key]) for key in whole.state)
     assert whole.losses == again.losses and "4 pairs of 32×32 px" in whole.metadata["diff2flow.dataset"]
     assert '"pairs": {"n_repeats": 1, "img_count": 4}' in whole.metadata["ss_dataset_dirs"]
+    assert whole.metadata["diff2flow.pairing"] == "own noise"
     assert train.identity() != held.identity() != pairs.identity()
 
 

@@ -130,7 +130,7 @@ def finetune(job: Job, progress: Progress) -> Finetuned:
         stack.callback(progress.close)
         for dataset in filter(None, (job.dataset, job.watch.held_out)):
             require_fit(job.backbone, dataset)
-        require_suited(job.settings.objective.reflow, job.dataset, job.lora)
+        require_suited(job.settings.objective, job.dataset, job.lora)
         inputs = inputs_of(job.dataset)
         processes = joined(job.backbone.device)
         with processes.writer_first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .layers import FIRST, LoraSettings
+from .objective import ObjectiveSettings
 from .port import Backbone, TrainingDataset
 from .reflow_settings import ReflowSettings
 
@@ -29,11 +30,18 @@ def inputs_of(dataset: TrainingDataset) -> int:
     return dataset.latent_channels + dataset.image_channels if dataset.image_channels else 0
 
 
-def require_suited(reflow: ReflowSettings, dataset: TrainingDataset, lora: LoraSettings) -> None:
+def require_suited(objective: ObjectiveSettings, dataset: TrainingDataset, lora: LoraSettings) -> None:
     """Raises ValueError where reflow asks for pairs and there are none, or for a teacher that is not kept.
 
-    And where the network is to look at images and its first layer is not trained.
+    And where the network is to look at images and its first layer is not trained, or noise that the data brings is to
+    be paired with it anew.
     """
+    reflow = objective.reflow
+    if objective.transports and dataset.has_noise:
+        raise ValueError(
+            f"loss: pairing '{objective.pairing}' cannot be combined with '{dataset.name}', whose pairs have their own"
+            " noise; choose pairing 'independent' in Diff2Flow Loss Config, or train on images"
+        )
     if dataset.image_channels:
         _require_depth(reflow, dataset, lora)
     if (reflow.drop_worst or reflow.consistency) and not dataset.has_noise:

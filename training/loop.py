@@ -24,6 +24,7 @@ from .port import Backbone, TrainingDataset
 from .settings import TrainSettings
 from .signals import delayed
 from .state import State, restore
+from .transport import transported
 
 _MAX_OVERFLOWS = 20
 
@@ -192,12 +193,19 @@ class Loop:
         batch = self._dataset.batch(indices[part], flips[part], dropped[part])
         x_noise = batch.noise
         if x_noise is None:
-            x_noise = draws.noise((size, *batch.latent.shape[1:]), seed, step)[part]
+            x_noise = self._drawn_noise(batch.latent, size, step, part)
         unguided = None
         if self._settings.objective.reflow.guides_online:
             unguided = self._dataset.batch(indices[part], flips[part], [True] * len(batch.latent))
         t = self.objective.times(draws.uniform(size, seed, step)[part])
         return MicroBatch(batch, x_noise, t, step, unguided)
+
+    def _drawn_noise(self, latent: Tensor, size: int, step: int, part: slice) -> Tensor:
+        """Noise (B, *dims) for this process's latents (B, *dims) of a step of `size` items."""
+        x_noise = draws.noise((size, *latent.shape[1:]), self._settings.seed, step)[part]
+        if not self._settings.objective.transports:
+            return x_noise
+        return transported(self._backbone.scale_latent(latent), x_noise)
 
     def loss(self, micro: MicroBatch) -> Tensor:
         """Its loss (), with its graph."""
@@ -342,4 +350,10 @@ def _require_parts(settings: TrainSettings, processes: Processes) -> None:
         raise ValueError(
             f"batch_size ({settings.batch_size}) must be a multiple of accumulation times processes"
             f" ({settings.optimizer.accumulation} × {processes.count} = {parts})"
+        )
+    if settings.objective.transports and settings.batch_size < 2 * parts:
+        raise ValueError(
+            f"pairing '{settings.objective.pairing}' chooses between the noises of one network call, which has"
+            f" {settings.batch_size // parts} item (batch_size {settings.batch_size}); raise batch_size to at least"
+            f" {2 * parts}, or choose pairing 'independent'"
         )

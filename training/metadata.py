@@ -165,6 +165,7 @@ def _diff2flow(run: Run) -> dict[str, str]:
         "diff2flow.weighting": goal.weighting if goal.name == "diff2flow" else "native",
         "diff2flow.time_distribution": goal.time_distribution,
         "diff2flow.loss": goal.loss,
+        "diff2flow.pairing": "own noise" if run.dataset.has_noise else goal.pairing,
         "diff2flow.recipe": json.dumps(asdict(goal.reflow)),
         "diff2flow.prediction": run.backbone.prediction,
         "diff2flow.schedule": schedule.describe(),

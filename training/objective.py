@@ -13,6 +13,7 @@ from ..alignment import Alignment, NaiveFlow, NoiseSchedule
 from . import times
 from .port import Backbone
 from .reflow_settings import ReflowSettings
+from .transport import PAIRINGS
 
 OBJECTIVES = ("diff2flow", "flow_matching", "diffusion")
 T_RANGES = ("native", "full", "clamped")
@@ -53,9 +54,12 @@ class ObjectiveSettings:
             the model's own. v prediction only.
         caption_dropout: share of items trained with the empty caption, [0, 1]; keeps CFG working.
         reflow: of reflow: which lines are learned, see `lines`. Windows and consistency are for diff2flow only.
+        pairing: "independent" trains each item with the noise that was drawn for it; "optimal_transport" gives the
+            noises of one network call to its items so that the sum of squared distances is least, see `transport`. Not
+            for diffusion, nor for data that has its own noise.
 
     Raises:
-        ValueError: an unknown choice, a number out of range, or windows with another objective.
+        ValueError: an unknown choice, a number out of range, or windows or a pairing with another objective.
     """
 
     name: str = "diff2flow"
@@ -69,6 +73,7 @@ class ObjectiveSettings:
     zero_terminal_snr: str = "auto"
     caption_dropout: float = 0.0
     reflow: ReflowSettings = field(default_factory=ReflowSettings)
+    pairing: str = PAIRINGS[0]
 
     def __post_init__(self) -> None:
         choices = {
@@ -78,6 +83,7 @@ class ObjectiveSettings:
             "time_distribution": times.DISTRIBUTIONS,
             "loss": LOSSES,
             "zero_terminal_snr": SWITCH,
+            "pairing": PAIRINGS,
         }
         for choice, allowed in choices.items():
             if getattr(self, choice) not in allowed:
@@ -94,6 +100,16 @@ class ObjectiveSettings:
                 f"objective '{self.name}' cannot be combined with windows or consistency: choose objective 'diff2flow',"
                 " or a recipe without them"
             )
+        if self.name == "diffusion" and self.transports:
+            raise ValueError(
+                f"objective '{self.name}' cannot be combined with pairing '{self.pairing}': its loss is that of a"
+                " diffusion from independent noise; choose objective 'diff2flow', or pairing 'independent'"
+            )
+
+    @property
+    def transports(self) -> bool:
+        """Whether noises are paired with items by optimal transport."""
+        return self.pairing == "optimal_transport"
 
 
 class Objective:

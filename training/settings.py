@@ -116,6 +116,8 @@ class TrainSettings:
         settings["optimizer"] = {k: v for k, v in settings["optimizer"].items() if k not in _FREE}
         if self.optimizer.schedule == "constant" and not self.objective.reflow.consistency:
             del settings["steps"]
+        if not self.objective.transports:
+            del settings["objective"]["pairing"]  # states that were saved before there was a choice go on
         return settings
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from .stage import Stage
 from .stages import (
+    black_white,
     both_hosts,
     depth_sizes,
     exactness,
@@ -14,9 +15,11 @@ from .stages import (
     growth_sampling,
     growth_training,
     heavy,
+    pairing,
     priors,
     sizes,
     startup,
+    text_binding,
 )
 
 STAGES: tuple[Stage, ...] = (
@@ -30,8 +33,11 @@ STAGES: tuple[Stage, ...] = (
     *growth_data.STAGES,
     *heavy.CLAIMS,
     depth_sizes.STAGE,
+    black_white.STAGE,
+    text_binding.STAGE,
     sizes.STAGE,
     fractional.STAGE,
+    pairing.STAGE,
 )
 
 

@@ -12,6 +12,7 @@ from ..stage import Context, Result, Stage
 
 DIGITS = {"quick": "quick", "normal": "digits", "full": "bench"}
 SCENES = {"quick": "scenes_quick", "normal": "scenes_short", "full": "scenes"}
+SHAPES = {"quick": "shapes_quick", "normal": "shapes", "full": "shapes"}
 """Qualities of `tiny_prior` by kind of run: two cores have two hours for everything."""
 
 
@@ -25,6 +26,11 @@ def scenes_prior(context: Context) -> str:
     return SCENES[context.kind]
 
 
+def shapes_prior(context: Context) -> str:
+    """Quality of the prior of flat shapes."""
+    return SHAPES[context.kind]
+
+
 def run_digits(context: Context) -> Result:
     """Trains the prior of digits where there is none."""
     return _made(digits_prior(context), context)
@@ -33,6 +39,11 @@ def run_digits(context: Context) -> Result:
 def run_scenes(context: Context) -> Result:
     """Trains the prior of scenes where there is none."""
     return _made(scenes_prior(context), context)
+
+
+def run_shapes(context: Context) -> Result:
+    """Trains the prior of flat shapes where there is none."""
+    return _made(shapes_prior(context), context)
 
 
 def _made(quality: str, context: Context) -> Result:
@@ -78,6 +89,10 @@ def _scenes_settings(context: Context) -> dict[str, str]:
     return {"quality": scenes_prior(context)}
 
 
+def _shapes_settings(context: Context) -> dict[str, str]:
+    return {"quality": shapes_prior(context)}
+
+
 STAGES = (
     Stage(
         "prior_digits", "Handwritten digits", 0, (33.0, 2.0), run_digits, render,
@@ -86,5 +101,9 @@ STAGES = (
     Stage(
         "prior_scenes", "Synthetic scenes, for depth", 0, (60.0, 2.0), run_scenes, render,
         settings=_scenes_settings,
+    ),
+    Stage(
+        "prior_shapes", "Flat coloured shapes, for what captions ask for", 0, (18.0, 1.5), run_shapes, render,
+        settings=_shapes_settings,
     ),
 )  # fmt: skip
