@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,15 @@ def node_texts(node: type, display_name: str) -> dict[str, Any]:
     }
 
 
-def node_inputs(node: type) -> dict[str, Any]:
-    """The declarations of a node's inputs, whatever the host."""
+def node_inputs(node: type, groups: Collection[str] = ("required", "optional")) -> dict[str, Any]:
+    """The declarations of a node's inputs of some groups, whatever the host."""
     before = list(hosts._chosen)
     hosts.use(_NoFiles())
     try:
-        return {name: declared for group in node.INPUT_TYPES().values() for name, declared in group.items()}
+        found = node.INPUT_TYPES()
     finally:
         hosts._chosen[:] = before
+    return {name: declared for group in groups for name, declared in found.get(group, {}).items()}
 
 
 def _named(name: str, tooltip: str) -> dict[str, str]:

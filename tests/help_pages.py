@@ -30,12 +30,28 @@ def described(section: str) -> dict[str, str]:
     return {f"{head})": text for head, text in lines}
 
 
-def input_head(name: str, declaration: tuple[Any, dict[str, Any]]) -> str:
-    """How the line on an input begins: its name, type and default."""
-    kind, options = declaration
+def input_heads(node: type) -> list[str]:
+    """How the line on each input begins: its name, type, and default; without one, whether it may be left open."""
+    optional = node_inputs(node, ("optional",))
+    return [_input_head(name, *declared, name in optional) for name, declared in node_inputs(node).items()]
+
+
+def _input_head(name: str, kind: Any, options: dict[str, Any], optional: bool) -> str:
     default = options.get("default")
-    shown = "" if default is None or not choices_or_type(kind) else f", default {_shown(default)}"
-    return f"**{name}** ({_kind(kind)}{shown})"
+    if default is None or not choices_or_type(kind):
+        return f"**{name}** ({_kind(kind)}{', optional' if optional else ''})"
+    return f"**{name}** ({_kind(kind)}, default {_shown(default)})"
+
+
+def drawn(graph: str) -> tuple[set[str], str, set[str]]:
+    """What a graph picture shows: the inputs that something goes into, the node, the outputs that go somewhere."""
+    above, node, below = re.split(r"^ +┌─+┐\n +│ (?=.+ │$)|(?<=.) │\n +└─+┘", graph, flags=re.MULTILINE)
+    return _listed(above, 1), node, _listed(below, 0)
+
+
+def _listed(part: str, side: int) -> set[str]:
+    lines = [line.split(" → ") for line in part.splitlines() if " → " in line]
+    return {name.strip() for line in lines for name in line[side].split(",")}
 
 
 def output_head(name: str, kind: str) -> str:
