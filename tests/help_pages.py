@@ -45,8 +45,8 @@ def _input_head(name: str, kind: Any, options: dict[str, Any], optional: bool) -
 
 def drawn(graph: str) -> tuple[set[str], str, set[str]]:
     """What a graph picture shows: the inputs that something goes into, the node, the outputs that go somewhere."""
-    above, node, below = re.split(r"^ +┌─+┐\n +│ (?=.+ │$)|(?<=.) │\n +└─+┘", graph, flags=re.MULTILINE)
-    return _listed(above, 1), node, _listed(below, 0)
+    above, box, below = re.split(r"[┌└]─+[┐┘]", graph)
+    return _listed(above, 1), box.strip(" │\n"), _listed(below, 0)
 
 
 def _listed(part: str, side: int) -> set[str]:
