@@ -49,6 +49,7 @@ class DatasetNode:
 class Diff2FlowImageDataset(DatasetNode):
     """Encodes a folder of images and captions for training, once."""
 
+    SEARCH_ALIASES = ("training images", "load image folder", "captions", "aspect ratio buckets", "kohya folder")
     DESCRIPTION = (
         "Turns a folder of images with .txt captions into latents and text embeddings. They are kept on disk"
         " (models/datasets): a second run encodes only what is new or changed, an interrupted one goes on where it was."
@@ -126,6 +127,7 @@ class Diff2FlowImageDataset(DatasetNode):
 class Diff2FlowImages(DatasetNode):
     """Encodes images of the graph and their captions for training, once."""
 
+    SEARCH_ALIASES = ("training images", "image batch to dataset", "captions")
     DESCRIPTION = (
         "Turns images straight from the graph into latents and text embeddings for training, alone or together with"
         " another dataset. They are kept on disk by the images' content: the same image is never encoded twice."

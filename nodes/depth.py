@@ -27,6 +27,7 @@ CATEGORY = "Diff2Flow/depth"
 class Diff2FlowDepthDataset(DatasetNode):
     """Encodes a folder of images with their depth for training, once."""
 
+    SEARCH_ALIASES = ("train depth", "Hypersim", "Virtual KITTI", "Marigold training")
     DESCRIPTION = (
         "Turns images and their true depth into latents for Diff2Flow Train, which then learns to estimate depth. Depth"
         " is taken as its logarithm between the 1st and 99th percentile of each image; what is not valid does not"
@@ -108,6 +109,7 @@ class Diff2FlowDepth:
         " Save Depth; Save Image would cut it to 8 bits.",
         "How far the ensemble's estimates lie apart, in the unit of raw; 0 for an ensemble of 1.",
     )
+    SEARCH_ALIASES = ("depth map", "Marigold", "monocular depth", "depth estimation", "depth video")
     DESCRIPTION = (
         "Depth of an image or of every frame of a video, by a Stable Diffusion model with a depth LoRA, in 2 to 10"
         " steps along the flow."

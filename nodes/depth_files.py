@@ -29,6 +29,7 @@ class Diff2FlowLoadDepth:
         "Depth in metres, three equal channels, not limited to [0, 1]; 0 where there is none.",
         "1 where the file has depth, 0 where it is 0, negative, NaN, infinite or 1000 km and more.",
     )
+    SEARCH_ALIASES = ("load EXR", "load depth map", "ground truth depth", "HDF5")
     DESCRIPTION = (
         "Reads true depth in metres from an EXR, NPY, NPZ, HDF5 or 16-bit PNG file in ComfyUI's input folder, for"
         " Diff2Flow Depth Metrics or to look at it."
@@ -83,6 +84,7 @@ class Diff2FlowSaveDepth:
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("names",)
     OUTPUT_TOOLTIPS = ("Names of the files in ComfyUI's output folder, one a line.",)
+    SEARCH_ALIASES = ("save EXR", "save depth map", "32-bit float", "16-bit PNG")
     DESCRIPTION = (
         "Saves raw depth in full precision, as it comes from Diff2Flow Depth: 32-bit EXR or NPY hold it exactly, 16-bit"
         " PNG in 65536 steps over the batch's range. One file for each frame; nothing is overwritten."
@@ -132,10 +134,11 @@ class Diff2FlowDepthMetrics:
     RETURN_NAMES = ("report", "abs_rel", "delta1", "rmse")
     OUTPUT_TOOLTIPS = (
         "The numbers in words.",
-        "Mean of |prediction - truth|/truth, without unit; 0 is perfect, under 0.1 is good.",
+        "AbsRel: the error as a part of the true depth, its mean, without unit; 0 is perfect, under 0.1 is good.",
         "Part of the pixels that are right within a factor of 1.25, 0 to 1; 1 is perfect.",
         "Root of the mean squared error, in metres.",
     )
+    SEARCH_ALIASES = ("AbsRel", "delta1", "RMSE", "compare depth", "depth accuracy")
     DESCRIPTION = (
         "Fits the predicted depth to the true one by the least-squares scale and shift of each image, as the field"
         " does, and measures AbsRel, delta1 and RMSE over the valid pixels: of each image, then the mean over them."

@@ -36,6 +36,7 @@ class Diff2FlowEvaluate:
         "How far the model's paths are from straight lines, 0 is straight; nan without model and dataset.",
         "Flow matching loss on the dataset at fixed times, smaller is better; nan without model and dataset.",
     )
+    SEARCH_ALIASES = ("FID", "KID", "CLIP score", "precision recall", "Inception", "image quality")
     DESCRIPTION = (
         "Measures how near a model's images are to real ones, such as samples before and after finetuning to the"
         " training images: Fréchet distance, kernel distance, precision and recall; with captions and a CLIP model the"

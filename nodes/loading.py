@@ -8,7 +8,7 @@ from ..hosts import current
 from .errors import names_node
 from .widgets import choice, number
 
-CATEGORY = "Diff2Flow"
+CATEGORY = "Diff2Flow/loaders"
 NO_LORA = "None"
 
 _STRENGTH = number(
@@ -32,6 +32,7 @@ class Diff2FlowCheckpointLoader:
         "The text encoder.",
         "The autoencoder between pixels and latents.",
     )
+    SEARCH_ALIASES = ("load checkpoint", "load model", "model loader", "rectified flow", "flow matching")
     DESCRIPTION = "Loads a Stable Diffusion 1.x, 2.x or SDXL checkpoint together with a Diff2Flow LoRA."
 
     @classmethod
@@ -75,6 +76,7 @@ class Diff2FlowLoraLoader:
         "Steps that the LoRA recommends; 25 if it says nothing.",
         "CFG that the LoRA recommends; 7 if it says nothing.",
     )
+    SEARCH_ALIASES = ("load lora", "few steps", "recommended steps", "reflow lora")
     DESCRIPTION = (
         "Loads a LoRA, reads from its metadata where sampling starts, and outputs its own recommended steps and CFG:"
         " connect them to a sampler."

@@ -24,6 +24,7 @@ class Diff2FlowLoraConfig:
     RETURN_TYPES = ("D2F_LORA",)
     RETURN_NAMES = ("lora",)
     OUTPUT_TOOLTIPS = ("For Diff2Flow Train.",)
+    SEARCH_ALIASES = ("LoRA rank", "DoRA", "rsLoRA", "full finetuning", "trainable layers")
     DESCRIPTION = (
         "What is trained. The presets are complete: rank, alpha and the group switches count for preset custom only;"
         " include, exclude, dora, rslora and text_encoder count for every preset but full."

@@ -21,6 +21,7 @@ class Diff2FlowReflowRecipe:
     RETURN_TYPES = ("D2F_LOSS",)
     RETURN_NAMES = ("loss",)
     OUTPUT_TOOLTIPS = ("For the input loss of Diff2Flow Train.",)
+    SEARCH_ALIASES = ("rectified flow", "few steps", "one step", "PeRFlow", "distillation")
     DESCRIPTION = (
         "How Diff2Flow Train makes paths straight, so that 4, 2 or 1 steps are enough. fast and paper want pairs from"
         " Diff2Flow Reflow Pairs; windows wants images and calls the teacher while training."

@@ -33,6 +33,7 @@ class Diff2FlowReflowPairs:
         "Pairs for Diff2Flow Train, which then takes each pair's own noise.",
         "What is in it: pairs, how they were made, what is missing, and shards that were skipped, by name.",
     )
+    SEARCH_ALIASES = ("rectified flow", "distillation pairs", "noise latent pairs", "few steps", "teacher")
     DESCRIPTION = (
         "Samples prompts × seeds along the model's own ODE and keeps noise and latent of each: trained on these pairs,"
         " the model's paths become straight and 1 to 4 steps are enough. The pairs are kept on disk (models/datasets);"
@@ -189,8 +190,9 @@ def _pair_inputs() -> dict[str, Any]:
         "clip": ("CLIP", {"tooltip": "The text encoder of the same checkpoint."}),
         "prompts": text(
             "",
-            "One prompt a line. {red|blue} is one of several, __colors__ a line of input/wildcards/colors.txt; both"
-            " may be nested, and are chosen anew for each pair, by the seed. Empty: only prompts_file and dataset.",
+            "One prompt a line. Words in curly braces with bars between them are alternatives, __colors__ is a line of"
+            " input/wildcards/colors.txt; both may be nested, and are chosen anew for each pair, by the seed. Empty:"
+            " only prompts_file and dataset.",
             multiline=True,
         ),
         "count": count(

@@ -52,6 +52,14 @@ class Diff2FlowModel:
     FUNCTION = "patch"
     RETURN_TYPES = ("MODEL",)
     OUTPUT_TOOLTIPS = ("The model as a flow model: use it with KSampler (scheduler simple) or SamplerCustom.",)
+    SEARCH_ALIASES = (
+        "flow matching",
+        "rectified flow",
+        "model sampling",
+        "ModelSamplingSD3",
+        "zero terminal snr",
+        "black and white images",
+    )
     DESCRIPTION = (
         "Turns a Stable Diffusion 1.x, 2.x or SDXL model into a flow matching model for ComfyUI's own samplers, by"
         " Diff2Flow's exact change of time and scale. ControlNet, IP-Adapter, masks and LoRAs keep working."
@@ -101,6 +109,7 @@ class Diff2FlowSampler:
     FUNCTION = "sample"
     RETURN_TYPES = ("LATENT",)
     OUTPUT_TOOLTIPS = ("The sampled latents; decode them with VAE Decode.",)
+    SEARCH_ALIASES = ("ksampler", "rectified flow", "flow matching", "few steps", "euler ode")
     DESCRIPTION = (
         "Samples a Stable Diffusion model along its flow in even steps of flow time, a whole batch at once, with CFG,"
         " negative prompt, ControlNet, inpainting masks and image to image. Takes a model with or without Diff2Flow"
@@ -187,6 +196,7 @@ class Diff2FlowSolver:
     FUNCTION = "build"
     RETURN_TYPES = ("SAMPLER",)
     OUTPUT_TOOLTIPS = ("For SamplerCustom, with Diff2Flow Sigmas or any other SIGMAS.",)
+    SEARCH_ALIASES = ("ode solver", "euler", "heun", "midpoint", "rk4", "dopri5")
     DESCRIPTION = (
         "The flow ODE solvers as a SAMPLER. They walk in flow time, for a stock model, for one from Diff2Flow Model and"
         " for a native flow model alike."
@@ -216,6 +226,7 @@ class Diff2FlowSigmas:
     FUNCTION = "build"
     RETURN_TYPES = ("SIGMAS",)
     OUTPUT_TOOLTIPS = ("sigma = 1 - t for a model from Diff2Flow Model, sigma = (1 - t)/t for a stock model.",)
+    SEARCH_ALIASES = ("scheduler", "timesteps", "time grid", "custom sigmas")
     DESCRIPTION = (
         "The flow's time grid as SIGMAS for SamplerCustom. With a stock model and the stock euler sampler this is"
         " Diff2Flow's Euler: LoRAs trained here need no other node."

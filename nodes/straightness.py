@@ -14,7 +14,7 @@ from .errors import names_node
 from .sampling import ATOL, RTOL, sampled
 from .widgets import choice, count, listed_numbers, number, seed, text
 
-_CATEGORY = "Diff2Flow/sampling"
+_CATEGORY = "Diff2Flow/evaluation"
 
 
 def _sampling_inputs() -> dict[str, Any]:
@@ -45,12 +45,14 @@ class Diff2FlowStraightness:
     RETURN_TYPES = ("FLOAT", "FLOAT", "IMAGE", "STRING", "LATENT")
     RETURN_NAMES = ("straightness", "relative", "plot", "report", "latent")
     OUTPUT_TOOLTIPS = (
-        "E|(x_data - x_noise) - velocity|², the mean along the paths, in squared latent units; 0 is straight.",
-        "The same as a part of E|x_data - x_noise|², without unit.",
+        "How far the velocity on the way is from that of the straight line: mean squared error along the paths, in"
+        " squared latent units; 0 is straight.",
+        "The same as a part of the squared distance between noise and image, without unit; 0 is straight.",
         "Where along the flow time the paths bend.",
         "Both numbers in words.",
         "The images at the ends of the paths.",
     )
+    SEARCH_ALIASES = ("measure straightness", "path curvature", "rectified flow")
     DESCRIPTION = (
         "Walks the model's own paths in many small steps and compares the velocity on the way with that of the straight"
         " line between noise and result. The straighter, the fewer steps are enough: compare a checkpoint with its"
@@ -89,6 +91,7 @@ class Diff2FlowStepsGrid:
     FUNCTION = "draw"
     RETURN_TYPES = ("IMAGE",)
     OUTPUT_TOOLTIPS = ("One picture: a column for each number of steps, a row for each image of the batch.",)
+    SEARCH_ALIASES = ("few steps", "compare steps", "xy plot", "image grid")
     DESCRIPTION = (
         "Samples the same noise in 1, 2, 4, 8, 25 steps and puts the results side by side in one picture: what a"
         " reflowed LoRA is good for, at a glance."

@@ -36,6 +36,15 @@ class Diff2FlowTrain:
         "The loss of every step, and its running mean.",
         "The connected CLIP, with its trained LoRA where LoRA Config trains the text encoder.",
     )
+    SEARCH_ALIASES = (
+        "LoRA trainer",
+        "train LoRA",
+        "finetune",
+        "flow matching",
+        "rectified flow",
+        "reflow",
+        "few steps",
+    )
     DESCRIPTION = (
         "Finetunes a Stable Diffusion model with a LoRA on the Diff2Flow loss: the model keeps its own time and scale,"
         " the loss is that of flow matching. Cancel, an error or a full memory saves the LoRA as far as it has come."
@@ -204,8 +213,8 @@ def _keeping_inputs() -> dict[str, Any]:
             250,
             0,
             1_000_000,
-            "Training steps between saved states (output/diff2flow/<output_name>); a crash loses at most these. 0:"
-            " saves only at the end, at Cancel and at an error.",
+            "Training steps between saved states (in output/diff2flow, in a folder named like the LoRA); a crash loses"
+            " at most these. 0: saves only at the end, at Cancel and at an error.",
         ),
         "keep_states": count(
             2, 1, 1000, "How many saved states are kept, the newest; each holds weights and optimizer."

@@ -29,6 +29,7 @@ class Diff2FlowLossConfig:
     RETURN_TYPES = ("D2F_LOSS",)
     RETURN_NAMES = ("loss",)
     OUTPUT_TOOLTIPS = ("For Diff2Flow Train.",)
+    SEARCH_ALIASES = ("huber loss", "flow times", "timestep sampling", "caption dropout")
     DESCRIPTION = "Flow times, weighting and shape of the loss. Without this node its defaults are used."
 
     @classmethod
@@ -152,6 +153,7 @@ class Diff2FlowOptimizerConfig:
     RETURN_TYPES = ("D2F_OPTIMIZER",)
     RETURN_NAMES = ("optimizer",)
     OUTPUT_TOOLTIPS = ("For Diff2Flow Train.",)
+    SEARCH_ALIASES = ("AdamW", "Prodigy", "Adafactor", "learning rate schedule", "EMA", "gradient checkpointing")
     DESCRIPTION = "Optimizer, learning rate schedule, precision and memory. Without this node its defaults are used."
 
     @classmethod
@@ -276,9 +278,11 @@ class Diff2FlowTrainWatch:
     RETURN_TYPES = ("D2F_WATCH",)
     RETURN_NAMES = ("watch",)
     OUTPUT_TOOLTIPS = ("For Diff2Flow Train.",)
+    SEARCH_ALIASES = ("validation loss", "training samples", "TensorBoard", "preview while training")
     DESCRIPTION = (
         "Samples while training, by ComfyUI's own sampler, from the same prompts and seeds each time, and the loss on"
-        " images that are not trained on. Everything lands in output/diff2flow/<output_name>: samples/*.png, log.jsonl."
+        " images that are not trained on. Everything lands in the run's folder in output/diff2flow:"
+        " samples/*.png, log.jsonl."
     )
 
     @classmethod

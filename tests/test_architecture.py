@@ -92,6 +92,9 @@ def test_every_package_is_declared() -> None:
     assert set(declared["packages"]) == set(declared["package-dir"]) == packages
 
 
+CATEGORIES = {f"Diff2Flow/{menu}" for menu in ("loaders", "sampling", "evaluation", "depth", "training")}
+
+
 class _Names:
     """A host that only lists files, for INPUT_TYPES."""
 
@@ -111,8 +114,17 @@ def listed() -> Iterator[None]:
 def test_node_explains_itself(listed: None, name: str) -> None:
     node = diff2flow_nodes.NODE_CLASS_MAPPINGS[name]
     assert name in diff2flow_nodes.NODE_DISPLAY_NAME_MAPPINGS
-    assert node.CATEGORY.startswith("Diff2Flow") and node.DESCRIPTION and callable(getattr(node, node.FUNCTION))
-    assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES)
+    assert node.CATEGORY in CATEGORIES and len(node.DESCRIPTION) > 40 and callable(getattr(node, node.FUNCTION))
+    assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES) and all(len(tip) > 10 for tip in node.OUTPUT_TOOLTIPS)
     for group in node.INPUT_TYPES().values():
         for key, declaration in group.items():
             assert len(declaration) == 2 and len(declaration[1].get("tooltip", "")) > 10, f"{name}.{key} has no tooltip"
+
+
+@pytest.mark.parametrize("name", sorted(diff2flow_nodes.NODE_CLASS_MAPPINGS))
+def test_node_is_found_by_other_words(name: str) -> None:
+    """SEARCH_ALIASES find a node in newer ComfyUI; 0.3.64 does not look at them."""
+    aliases = diff2flow_nodes.NODE_CLASS_MAPPINGS[name].SEARCH_ALIASES
+    shown = diff2flow_nodes.NODE_DISPLAY_NAME_MAPPINGS[name].lower()
+    assert 2 <= len(aliases) == len({alias.lower() for alias in aliases})
+    assert all(isinstance(alias, str) and alias.lower() not in shown for alias in aliases)
