@@ -21,6 +21,9 @@ class _NoFiles:
     def names(self, kind: str) -> list[str]:
         return []
 
+    def directory(self, kind: str) -> Path:
+        return Path(kind, "of no files")
+
 
 def english() -> dict[str, Any]:
     """Names, descriptions and tooltips of all nodes, as `nodeDefs.json` has them."""

@@ -189,6 +189,25 @@ class LoadImage:
         return load_image(_image_path(image))
 
 
+class EmptyImage:
+    """IMAGE of one colour, 0xRRGGBB."""
+
+    RETURN_TYPES, FUNCTION = ("IMAGE",), "generate"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        side = ("INT", {"default": 512, "min": 1, "max": 16384, "tooltip": "Pixels."})
+        batch = ("INT", {"default": 1, "min": 1, "max": 4096})
+        color = ("INT", {"default": 0, "min": 0, "max": 0xFFFFFF, "tooltip": "0xRRGGBB as a number."})
+        return {"required": {"width": side, "height": side, "batch_size": batch, "color": color}}
+
+    def generate(self, width: int, height: int, batch_size: int, color: int) -> tuple[Any]:
+        import torch
+
+        parts = torch.tensor([color >> 16 & 0xFF, color >> 8 & 0xFF, color & 0xFF]) / 0xFF
+        return (parts.expand(batch_size, height, width, 3).contiguous(),)
+
+
 class VAEEncode:
     """LATENT of an IMAGE."""
 
@@ -390,6 +409,7 @@ NODES = (
     ConditioningZeroOut,
     EmptyLatentImage,
     LoadImage,
+    EmptyImage,
     VAEEncode,
     VAEDecode,
     KSampler,
