@@ -3,22 +3,61 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from ..cli import main as run_command
-from . import demo_picture, digits, tiny_prior
+from . import digits, tiny_prior
+from .demo_picture import Row, compose
 from .wide_lora import widen_file
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "example_workflows" / "api"
-STEPS = (25, 8, 4, 2)
-STYLE, IMAGES, LORA = "golden", 40, "golden_digits"
-STRAIGHT = "straight_digits"
+Changes = Mapping[str, Mapping[str, Any]]
+STYLE, IMAGES = "golden", 40
+GOLDEN: dict[str, dict[str, Any]] = {
+    "Checkpoint": {"ckpt_name": "tiny_prior_demo.safetensors"},
+    "Images and captions": {"folder": "golden_digits", "resolution": 64, "trigger": "", "default_caption": ""},
+    "What is trained": {"preset": "paper-small"},
+    "How it learns": {"schedule": "cosine", "warmup_steps": 10},
+    "Watch": {"sample_every": 0},
+    "Train": {
+        **{"steps": 240, "batch_size": 4, "learning_rate": 1e-3, "output_name": "golden_digits"},
+        **{"recommended_steps": 8, "recommended_cfg": 3.0},
+    },
+    "Positive": {"text": "a handwritten three"},
+    "Size and batch": {"width": 64, "height": 64, "batch_size": 4},
+    "Before": {"cfg": 3.0, "step_counts": "25, 8, 4, 2"},
+    "After": {"cfg": 3.0, "step_counts": "25, 8, 4, 2"},
+    "Sample": {"steps": 8, "cfg": 3.0},
+}
+"""What the template finetune_and_sample is told for the tiny prior, by the titles of its nodes."""
+STRAIGHT: dict[str, dict[str, Any]] = {
+    "Pairs of noise and image": {
+        "prompts": "a handwritten {zero|one|two|three|four|five|six|seven|eight|nine}",
+        **{"count": 320, "steps": 16, "cfg": 3.0, "folder": "straight_digits"},
+        **{"width": 64, "height": 64, "batch_size": 32},
+    },
+    "What is trained": {"rank": 16, "alpha": 16.0},
+    "How it learns": {
+        **{"schedule": "cosine", "warmup_steps": 10, "ema": 0.98},
+        **{"accumulation": 1, "checkpointing": False},
+    },
+    "Watch": {"sample_every": 0},
+    "Train": {"steps": 220, "batch_size": 16, "learning_rate": 1e-3, "output_name": "straight_digits"},
+    "Positive": {"text": "a handwritten three"},
+    "Size and batch": {"width": 64, "height": 64, "batch_size": 4},
+    "Before": {"cfg": 3.0},
+    "How straight, before": {"cfg": 3.0},
+}
+"""The same for the template reflow, without the checkpoint."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,56 +81,55 @@ def demo(cache: Path, out: Path) -> tuple[Path, Path]:
 
 def finetuned(models: Path, work: Path, out: Path) -> Path:
     """Finetunes on golden digits; the picture."""
-    _forget(models, LORA)
-    digits.write(work / "input" / LORA, STYLE, IMAGES)
-    _run("finetune_and_sample.json", models, work)
-    return _picture(work / "output" / "finetune", models / "loras" / f"{LORA}.safetensors", out)
+    lora = _fresh(models, GOLDEN)
+    digits.write(work / "input" / lora.stem, STYLE, IMAGES)
+    _run("finetune_and_sample", models, work, GOLDEN)
+    shutil.copy2(lora, out / lora.name)
+    before, after, loss = (_newest(work / "output" / "finetune", name) for name in ("before", "after", "loss"))
+    rows = (Row("Base", ("as loaded",), before), Row("Finetuned", ("with the LoRA",), after))
+    return compose("Diff2Flow: a tiny prior learns a new style", rows, [loss], lora, out / "demo.png")
 
 
 def reflowed(models: Path, work: Path, out: Path) -> Path:
     """Makes the paths straight, on the prior as narrow as it was trained; the LoRA as the wide one takes it, too."""
     narrow = tiny_prior.ensure_narrow("demo", models)
-    _forget(models, STRAIGHT)
+    made = _fresh(models, STRAIGHT)
     (work / "input").mkdir(parents=True, exist_ok=True)
-    _run("reflow.json", models, work, f"Checkpoint.ckpt_name={narrow.name}")
-    made = models / "loras" / f"{STRAIGHT}.safetensors"
+    _run("reflow", models, work, {"Checkpoint": {"ckpt_name": narrow.name}, **STRAIGHT})
     lora = widen_file(made, out / made.name, tiny_prior.QUALITIES["demo"])
     shutil.copy2(lora, made)
     kinds = ("before", "after")
     grids, plots = (
         [_newest(work / "output" / "reflow", f"{name}{kind}") for kind in kinds] for name in ("", "straightness_")
     )
-    return demo_picture.compose_reflow(grids, plots, lora, out / "reflow.png")
+    rows = (
+        Row("Base", ("CFG 3, two network", "calls a step"), grids[0]),
+        Row("Reflowed", ("CFG 1, one network", "call a step"), grids[1]),
+    )
+    return compose("Reflow: the same noise, in 1, 2, 4, 8 and 25 steps", rows, plots, lora, out / "reflow.png")
 
 
-def _forget(models: Path, lora: str) -> None:
-    for old in (models / "loras").glob(f"{lora}*.safetensors"):
+def _fresh(models: Path, changes: Changes) -> Path:
+    """Path of the LoRA that a run makes; those of earlier runs are removed."""
+    name = changes["Train"]["output_name"]
+    for old in (models / "loras").glob(f"{name}*.safetensors"):
         old.unlink()
+    return models / "loras" / f"{name}.safetensors"
 
 
-def _run(workflow: str, models: Path, work: Path, *changes: str) -> None:
+def _run(template: str, models: Path, work: Path, changes: Changes) -> None:
     folders = ["--models", str(models), "--input", str(work / "input"), "--output", str(work / "output")]
-    code = run_command(["run", str(WORKFLOWS / workflow), *folders, *(part for c in changes for part in ("--set", c))])
+    settings = [
+        f"{title}.{name}={json.dumps(value)}" for title, inputs in changes.items() for name, value in inputs.items()
+    ]
+    told = [part for setting in settings for part in ("--set", setting)]
+    code = run_command(["run", str(WORKFLOWS / f"{template}.json"), *folders, *told])
     if code:
         raise SystemExit(code)
 
 
-def _picture(samples: Path, lora: Path, out: Path) -> Path:
-    """Composes the picture from the files that the workflow saved; copies the LoRA beside it."""
-    rows = {kind: {steps: _opened(samples, f"{kind}_{steps}_steps") for steps in STEPS} for kind in ("base", "tuned")}
-    shutil.copy2(lora, out / lora.name)
-    loss = _opened(samples, "loss")[0]
-    picture = out / "demo.png"
-    demo_picture.compose(rows["base"], rows["tuned"], loss, lora, picture)
-    return picture
-
-
 def _newest(folder: Path, prefix: str) -> Image.Image:
     return Image.open(max(folder.glob(f"{prefix}_0*.png"))).convert("RGB")
-
-
-def _opened(folder: Path, prefix: str) -> list[Image.Image]:
-    return [Image.open(path).convert("RGB") for path in sorted(folder.glob(f"{prefix}_*.png"))]
 
 
 def main() -> None:

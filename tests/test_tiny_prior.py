@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from diff2flow_nodes.bench import (
     classifier,
@@ -22,7 +22,6 @@ from diff2flow_nodes.bench import (
     tiny_taesd,
     tiny_unet,
 )
-from diff2flow_nodes.bench.demo_picture import compose
 from diff2flow_nodes.bench.random_prior import build_random
 from diff2flow_nodes.bench.short_training import Plan, ShortTraining
 from diff2flow_nodes.bench.widen import narrowed, widened, widened_lora
@@ -314,16 +313,3 @@ def test_depth_as_pictures_and_back() -> None:
     assert scene_prior.abs_rel(drawn[..., 0], depth) < 0.01
     assert scene_prior.abs_rel(3 * depth.log() - 1, depth) < 1e-5
     assert scene_prior.abs_rel(torch.ones_like(depth), depth) > 0.1
-
-
-def test_the_picture_of_the_demo(tmp_path: Path) -> None:
-    from PIL import Image
-
-    tile = [Image.new("RGB", (64, 64), "navy")] * 4
-    lora = tmp_path / "style.safetensors"
-    save_file({"lora_unet_a.lora_down.weight": torch.zeros(2, 8)}, str(lora), metadata={"ss_network_dim": "2"})
-    cells = {steps: tile for steps in (25, 8, 4, 2)}
-    out = compose(cells, cells, Image.new("RGB", (300, 200)), lora, tmp_path / "demo.png")
-    assert Image.open(out).width > 1200
-    with pytest.raises(ValueError, match=r"\[25, 8, 4, 2\]"):
-        compose(cells, {25: tile}, Image.new("RGB", (300, 200)), lora, tmp_path / "no.png")
