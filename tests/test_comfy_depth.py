@@ -62,7 +62,13 @@ def template(name: str, **changes: dict[str, Any]) -> Graph:
 def depth_training(name: str, folder: str = "pairs", **changes: Any) -> Graph:
     """The training template, small, and loud enough that what it learned shows."""
     train = {"output_name": name, "steps": 6, "batch_size": 4, "learning_rate": 0.003, **changes}
-    return template("depth_training", images_and_depth={"folder": folder}, train=train)
+    return template(
+        "depth_training",
+        images_and_depth={"folder": folder, "resolution": 64},
+        what_is_trained={"preset": "custom", "conv": True, "ends_in_full": True},
+        how_it_learns={"schedule": "cosine", "ema": 0.98, "accumulation": 1, "checkpointing": False},
+        train=train,
+    )
 
 
 def estimation(prefix: str, image: str = "scene.png", lora: str = LORA, **changes: Any) -> Graph:

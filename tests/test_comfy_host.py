@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from comfy_graphs import Graph, base, diff2flow, ksampler, node, saved, stock_flow, training
-from comfy_server import PACK, ComfyServer, comfy_dir, failure_of
+from comfy_server import ComfyServer, comfy_dir, failure_of
 from PIL import Image
 
 from diff2flow_nodes.bench.random_prior import build_random
@@ -158,17 +158,6 @@ def test_lora_crosses_hosts(server: ComfyServer, request: pytest.FixtureRequest,
     assert np.array_equal(pixels(files[f"{name}_off"]), plain)
     assert all(value <= BOUND for key, value in shown.items() if key != "effect") and shown["effect"] > BOUND
     assert "lora key not loaded" not in server.log.read_text(errors="replace")
-
-
-def test_template_runs(server: ComfyServer) -> None:
-    graph = json.loads((PACK / "example_workflows" / "api" / "finetune_and_sample.json").read_text())
-    by_title = {entry["_meta"]["title"]: entry["inputs"] for entry in graph.values()}
-    by_title["Checkpoint"]["ckpt_name"] = CHECKPOINT
-    by_title["Images and captions"]["folder"] = "digits"
-    by_title["Train"]["steps"] = 2
-    by_title["Size and batch"]["batch_size"] = 2
-    files = server.run(graph)
-    assert sum(len(images) for images in files.values()) == 8 * 2 + 1
 
 
 def test_interrupt_saves_and_leaves_nothing_patched(server: ComfyServer) -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from diff2flow_nodes import hosts
-from diff2flow_nodes.depth.files import read_depth
 from diff2flow_nodes.hosts import HostError
 from diff2flow_nodes.hosts.headless import HeadlessHost, core_nodes
 from diff2flow_nodes.nodes import (
@@ -25,12 +20,11 @@ from diff2flow_nodes.nodes import (
     Diff2FlowTrain,
     Diff2FlowTrainWatch,
 )
-from diff2flow_nodes.tests.depth_pairs import disc_on_slope, write_bad_pairs, write_image, write_pairs
-from diff2flow_nodes.tests.headless_fixtures import make_checkpoint, run_cli
+from diff2flow_nodes.tests.depth_pairs import disc_on_slope, write_bad_pairs, write_pairs
+from diff2flow_nodes.tests.headless_fixtures import make_checkpoint
 
 torch.set_num_threads(1)  # tiny networks: on a busy machine more threads only wait for each other
 
-TEMPLATES = Path(__file__).resolve().parent.parent / "example_workflows" / "api"
 FAMILIES = ("SD1", "SDXL")
 XL = {"channels": (32, 64), "attended": (False, True)}
 
@@ -87,25 +81,6 @@ def estimated(seeing, image, steps=2, ensemble=1, resolution=0, seed=0, **change
     assert all(part.shape == image.shape and part.isfinite().all() for part in found)
     assert all(torch.equal(part[..., :1].expand_as(part), part) for part in found)
     return [part[..., 0] for part in found]
-
-
-def test_the_templates_run(tmp_path):
-    checkpoint, lora = "tiny_prior_scenes.safetensors", "scenes_depth.safetensors"
-    make_checkpoint(tmp_path / "models" / "checkpoints" / checkpoint, vae="means")
-    write_pairs(tmp_path / "input" / "scenes", 4)
-    write_image(tmp_path / "input" / "scene.png", 7, (56, 64))
-    training = json.loads((TEMPLATES / "depth_training.json").read_text())
-    done = run_cli(tmp_path, training, "--set", "Train.steps=2", "--set", "Train.batch_size=2")
-    assert done.returncode == 0, done.stderr
-    state = load_file(tmp_path / "models" / "loras" / lora)
-    assert state["lora_unet_conv_in.reshape_weight"].tolist() == [32, 8, 3, 3]
-    assert list((tmp_path / "output" / "depth_training").glob("loss_*.png"))
-    done = run_cli(tmp_path, (TEMPLATES / "depth_estimation.json").read_text())
-    assert done.returncode == 0, done.stderr
-    [picture] = (tmp_path / "output" / "depth").glob("picture_*.png")
-    [raw] = (tmp_path / "output" / "depth").glob("raw_*.exr")
-    depth = read_depth(raw)
-    assert depth.shape == (56, 64) and depth.isfinite().all() and depth.std() > 0 and picture.stat().st_size > 100
 
 
 def test_fixed_noise_makes_equal_frames_equal_and_fresh_noise_does_not(seeing):
