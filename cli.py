@@ -210,8 +210,14 @@ def _nodes(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from .bench.evidence.command import bench
-
+    try:
+        from .bench.evidence.command import bench
+    except ModuleNotFoundError as error:
+        if error.name and not error.name.startswith(f"{__package__}.bench"):
+            raise
+        return _complain(
+            "the measurements do not come with ComfyUI's registry: run 'bench' in a git checkout of this pack", WRONG
+        )
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return bench(options, _print_line)

@@ -92,11 +92,12 @@ class Bench:
         models: models folder with the prior.
         work: folder of inputs, runs and pictures.
         setting: see `Setting`.
+        device: that the network is on.
     """
 
-    def __init__(self, models: Path, work: Path, setting: Setting) -> None:
+    def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
         ensure = tiny_prior.ensure_narrow if setting.narrow else tiny_prior.ensure
-        prior = LoadedPrior(ensure(setting.prior, models), work)
+        prior = LoadedPrior(ensure(setting.prior, models), work, device)
         self.setting, self.work, self.host = setting, work, prior.host
         self.model, self.clip, self.vae = prior.model, prior.clip, prior.vae
         self.train, self.held_out = self._datasets()
@@ -192,7 +193,12 @@ def _objective(method: str) -> str:
 
 
 def ablation(
-    models: Path, out: Path, setting: Setting, seeds: Iterable[int], methods: Iterable[str] = METHODS[:4]
+    models: Path,
+    out: Path,
+    setting: Setting,
+    seeds: Iterable[int],
+    methods: Iterable[str] = METHODS[:4],
+    device: str = "cpu",
 ) -> Path:
     """Runs what is not done yet and writes out/ablation.json of all runs that are.
 
@@ -202,6 +208,7 @@ def ablation(
         setting: of all runs.
         seeds: of the runs.
         methods: of METHODS.
+        device: of the network.
 
     Raises:
         ValueError: another method.
@@ -210,7 +217,7 @@ def ablation(
     for method in wanted:
         if method not in METHODS:
             raise ValueError(f"the method {method!r} is none of {', '.join(METHODS)}")
-    runs, bench = Runs(out / "runs", setting), Bench(models, out / "work", setting)
+    runs, bench = Runs(out / "runs", setting), Bench(models, out / "work", setting, device)
     runs.make(wanted, seeds, bench.run)
     path = out / "ablation.json"
     write_json(path, {"setting": runs.setting, "runs": runs.done(), "summary": summary(runs.done())})

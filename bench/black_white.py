@@ -68,10 +68,11 @@ class Bench:
         models: models folder with the prior.
         work: folder of inputs, runs and pictures.
         setting: see `Setting`.
+        device: that the network is on.
     """
 
-    def __init__(self, models: Path, work: Path, setting: Setting) -> None:
-        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work)
+    def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
+        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
         self.setting, self._work = setting, work
         self._host, self._model, self._clip, self._vae = prior.host, prior.model, prior.clip, prior.vae
         self._judge = Judge(prior.host, self._clip, self._vae, "plain")

@@ -85,10 +85,11 @@ class Bench:
         models: models folder with the prior.
         work: folder of inputs, runs and pictures.
         setting: see `Setting`.
+        device: that the network is on.
     """
 
-    def __init__(self, models: Path, work: Path, setting: Setting) -> None:
-        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work)
+    def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
+        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
         self.setting, self._work, self._host = setting, work, prior.host
         self._model, self._clip, self._vae = prior.model, prior.clip, prior.vae
         self._train = work / "input" / f"scenes_{setting.scenes}"
@@ -198,7 +199,9 @@ def _grey(depth: Tensor) -> Tensor:
     return 1.0 - depth_pictures(depth.float().clamp(min=1e-3))
 
 
-def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds: list[int]) -> Path:
+def report(
+    models: Path, out: Path, setting: Setting, methods: list[str], seeds: list[int], device: str = "cpu"
+) -> Path:
     """Runs what is not done yet and writes out/depth_quality.json and .md of all runs that are.
 
     Args:
@@ -207,9 +210,10 @@ def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds:
         setting: of all runs.
         methods: of METHODS.
         seeds: of the runs.
+        device: of the network.
     """
     runs = Runs(out / "runs", setting)
-    runs.make(methods, seeds, Bench(models, out / "work", setting).run)
+    runs.make(methods, seeds, Bench(models, out / "work", setting, device).run)
     means = summary(runs.done())
     write_json(out / "depth_quality.json", {"setting": runs.setting, "runs": runs.done(), "summary": means})
     with written_whole(out / "depth_quality.md") as temporary:

@@ -16,14 +16,15 @@ class LoadedPrior:
     Args:
         checkpoint: its path; the models folder is two above it.
         work: folder of inputs, runs and pictures.
+        device: that the network is on.
 
     Attributes:
         host, model, clip, vae: loaded.
     """
 
-    def __init__(self, checkpoint: Path, work: Path) -> None:
+    def __init__(self, checkpoint: Path, work: Path, device: str = "cpu") -> None:
         self.work = work
-        self.host = HeadlessHost(checkpoint.parent.parent, work / "input", work / "output")
+        self.host = HeadlessHost(checkpoint.parent.parent, work / "input", work / "output", device)
         use(self.host)
         self.model, self.clip, self.vae = self.host.load_checkpoint(checkpoint.name)
 

@@ -53,15 +53,16 @@ def _drawn(model: Any, positive: Any, negative: Any, steps: int, seed: int) -> A
     return sample(model, positive, negative, latent, 500 + seed, steps, _CFG, "euler", 1.0, "auto")[0]["samples"]
 
 
-def measured(models: Path, work: Path, setting: Setting) -> dict[str, Any]:
+def measured(models: Path, work: Path, setting: Setting, device: str = "cpu") -> dict[str, Any]:
     """The shares of the base in 25 steps and of the students in 4.
 
     Args:
         models: models folder with the prior and the LoRAs of seed 0.
         work: folder of inputs and outputs.
         setting: that the LoRAs were trained by.
+        device: of the network.
     """
-    host = HeadlessHost(models, work / "input", work / "output")
+    host = HeadlessHost(models, work / "input", work / "output", device)
     use(host)
     prior = tiny_prior.ensure_narrow(setting.prior, models).name
     found = {"base, 25 steps": shares(host, prior, "", 25)}

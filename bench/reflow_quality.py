@@ -110,10 +110,11 @@ class Bench:
         models: models folder with the prior.
         work: folder of inputs, runs and pictures.
         setting: see `Setting`.
+        device: that the network is on.
     """
 
-    def __init__(self, models: Path, work: Path, setting: Setting) -> None:
-        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work)
+    def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
+        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
         self.setting, self._work, self._host = setting, work, prior.host
         self._model, self._clip, self._vae = prior.model, prior.clip, prior.vae
         self._judge = Judge(self._host, self._clip, self._vae, "plain")
@@ -203,7 +204,9 @@ class Bench:
         return self._host.sample(model, positive, negative, latent, seed, sampler, sigmas, cfg)
 
 
-def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds: list[int]) -> Path:
+def report(
+    models: Path, out: Path, setting: Setting, methods: list[str], seeds: list[int], device: str = "cpu"
+) -> Path:
     """Runs what is not done yet and writes out/reflow_quality.json and .md of all runs that are.
 
     Args:
@@ -212,8 +215,9 @@ def report(models: Path, out: Path, setting: Setting, methods: list[str], seeds:
         setting: of all runs.
         methods: of METHODS.
         seeds: of the runs.
+        device: of the network.
     """
-    runs, bench = Runs(out / "runs", setting), Bench(models, out / "work", setting)
+    runs, bench = Runs(out / "runs", setting), Bench(models, out / "work", setting, device)
     if set(methods) - set(BASES):
         bench.pairs()
     runs.make(methods, seeds, bench.run)

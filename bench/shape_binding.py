@@ -113,10 +113,11 @@ class Bench:
         models: models folder with the prior.
         work: folder of inputs, LoRAs and pictures.
         setting: see `Setting`.
+        device: that the network is on.
     """
 
-    def __init__(self, models: Path, work: Path, setting: Setting) -> None:
-        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work)
+    def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
+        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
         self.setting, self._work, self._host = setting, work, prior.host
         self._model, self._clip, self._vae = prior.model, prior.clip, prior.vae
         self._asked = [each for group in GROUPS for each in prompts(group, setting.captions)]

@@ -11,6 +11,7 @@ from ..training.layers import LoraSettings
 from ..training.objective import OBJECTIVES, ObjectiveSettings
 from ..training.plot import loss_plot
 from ..training.product import DTYPES, Finetuned, Output
+from ..training.recipes import EXPERT, TASK_NAMES, goal_of
 from ..training.run_folder import RESUME
 from ..training.settings import OptimizerSettings, TrainSettings
 from .errors import names_node
@@ -53,7 +54,7 @@ class Diff2FlowTrain:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": _train_inputs(), "optional": {**_keeping_inputs(), **_linked_inputs()}}
+        return {"required": _train_inputs(), "optional": {"recipe": _recipe(), **_keeping_inputs(), **_linked_inputs()}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, output_name: str | None = None) -> bool | str:
@@ -75,6 +76,7 @@ class Diff2FlowTrain:
         learning_rate: float,
         seed: int,
         output_name: str,
+        recipe: str = EXPERT,
         resume: str = "auto",
         save_every: int = 250,
         keep_states: int = 2,
@@ -88,7 +90,7 @@ class Diff2FlowTrain:
         clip: Any = None,
     ) -> tuple[Any, str, Any, Any]:
         host = current()
-        goal = replace(loss or ObjectiveSettings(), name=objective)
+        goal = replace(goal_of(recipe, dataset, loss), name=objective)
         settings = TrainSettings(steps, batch_size, learning_rate, seed, goal, optimizer or OptimizerSettings())
         folder = host.folder("checkpoints" if lora.full else "loras")
         output = Output(
@@ -199,6 +201,17 @@ def _train_inputs() -> dict[str, Any]:
             " ('styles/ink'). Where it exists, the new one is numbered: my_lora_00002.",
         ),
     }
+
+
+def _recipe() -> Any:
+    return choice(
+        TASK_NAMES,
+        TASK_NAMES[0],
+        "What you train. finetune: a style or subject, from images. few_steps: fewer sampling steps, from reflow pairs"
+        " (takes Reflow Recipe's fast where nothing is connected to loss). depth: from images with their depth. These"
+        " three show only what is usually changed, and check that the dataset fits; expert shows every input and takes"
+        " any dataset. Hidden inputs keep their values.",
+    )
 
 
 def _keeping_inputs() -> dict[str, Any]:

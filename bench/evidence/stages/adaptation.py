@@ -51,7 +51,8 @@ def run_resolution(context: Context) -> Result:
 
 
 def _run(context: Context, name: str, setting: bench.Setting) -> Result:
-    path = bench.ablation(context.own_models(), context.folder(name), setting, context.seeds, METHODS[name])
+    models, out = context.own_models(), context.folder(name)
+    path = bench.ablation(models, out, setting, context.seeds, METHODS[name], context.device)
     found = json.loads(path.read_text(encoding="utf-8"))
     summary, steps = found["summary"], setting.sample_steps[0]
     numbers = {}

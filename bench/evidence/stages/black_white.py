@@ -33,7 +33,7 @@ def setting_of(context: Context) -> black_white.Setting:
 def run(context: Context) -> Result:
     """The base and a LoRA of each objective."""
     setting, out = setting_of(context), context.folder("black_white")
-    bench = black_white.Bench(context.own_models(), out / "work", setting)
+    bench = black_white.Bench(context.own_models(), out / "work", setting, context.device)
     runs = Runs(out / "runs", setting)
     runs.make((BASE, *METHODS), context.seeds, bench.run)
     means, numbers = summary(runs.done()), {}

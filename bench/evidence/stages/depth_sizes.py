@@ -30,7 +30,8 @@ def run(context: Context) -> Result:
         out = context.folder("depth_quality") if known else context.folder("depth_sizes") / f"rank_{rank}"
         seeds = list(context.seeds)
         # The objectives that the stage before has run stay in its summary.
-        path = depth_quality.report(context.own_models(), out, replace(setting, rank=rank), [METHOD], seeds)
+        chosen = replace(setting, rank=rank)
+        path = depth_quality.report(context.own_models(), out, chosen, [METHOD], seeds, context.device)
         found[str(rank)] = json.loads(path.read_text(encoding="utf-8"))["summary"][METHOD]
     numbers = {
         f"rank {rank}, AbsRel, {_COUNT} steps": of_seeds(cells[f"steps/{_COUNT}/abs_rel"], "smaller", 0.005)

@@ -30,7 +30,8 @@ def scale(context: Context) -> dict[str, int]:
 
 def run(context: Context) -> Result:
     """The flow matching error at integer timesteps and between them, for each seed of the noise."""
-    prior = LoadedPrior(tiny_prior.ensure_narrow(digits_prior(context), context.models), context.folder("fractional"))
+    checkpoint = tiny_prior.ensure_narrow(digits_prior(context), context.models)
+    prior = LoadedPrior(checkpoint, context.folder("fractional"), context.device)
     runs = {f"error/{seed}": errors_between(prior, seed, **scale(context)) for seed in context.seeds}
     means = summary(runs)["error"]
     numbers = {f"excess at +{f:g}": of_seeds(means[f"all/excess/{f:g}"], "smaller", floor=_GOAL) for f in _BETWEEN}
@@ -53,8 +54,8 @@ def errors_between(prior: LoadedPrior, seed: int, timesteps: int, items: int) ->
     data, contexts = _held_out(prior, items)
     with prior.host.training(prior.model) as backbone, torch.no_grad():
         objective = Objective(ObjectiveSettings(), prior.model.facts.schedule, prior.model.facts.prediction)
-        x_data = backbone.scale_latent(data).repeat(timesteps, 1, 1, 1)
-        x_noise = torch.randn(x_data.shape, generator=torch.Generator().manual_seed(seed))
+        x_data = backbone.scale_latent(data).repeat(timesteps, 1, 1, 1).to(backbone.device)
+        x_noise = torch.randn(x_data.shape, generator=torch.Generator().manual_seed(seed)).to(x_data)
         sizes = torch.zeros(len(x_data), 6, dtype=torch.long)
         given = backbone.conditioning(contexts.repeat(timesteps, 1, 1), None, sizes)
         last = objective.schedule.steps - 2
@@ -98,14 +99,14 @@ def _errors(
     """Error (B,) at timesteps tau (B,), the network asked at `asked` (B,), or at tau."""
     alignment, found = objective.alignment, []
     for part in torch.arange(len(x_data)).split(_BATCH):
-        t = alignment.flow_time(tau[part])
+        t = alignment.flow_time(tau[part].to(x_data.device))
         x_flow = interpolate(x_data[part], x_noise[part], t.float())
-        step = alignment.timestep(t) if asked is None else asked[part]
+        step = alignment.timestep(t) if asked is None else asked[part].to(x_data.device)
         conditioning = {name: value[part] for name, value in given.items()}
         output = backbone(alignment.to_diffusion(x_flow, t), step, conditioning).float()
         error = x_data[part] - x_noise[part] - alignment.velocity(output, x_flow, t)
         found.append(error.square().flatten(1).mean(dim=1))
-    return torch.cat(found).double()
+    return torch.cat(found).double().cpu()
 
 
 def render(result: Result) -> Section:

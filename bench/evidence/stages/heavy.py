@@ -1,7 +1,7 @@
 """The reports on the tiny prior as stages, and what is measured inside the real ComfyUI.
 
-Each stage names its minutes of one core in STAGES, reckoned by 4 ms a sample and evaluation of the narrow prior, 0.3 s a
-training step of batch 16 and 0.5 s of batch 32. Two workers share them; stages that run alone count twice.
+Each stage names its minutes of one core in STAGES, reckoned by 4 ms a sample and evaluation of the narrow prior, 0.3 s
+a training step of batch 16 and 0.5 s of batch 32. Two workers share them; stages that run alone count twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def ablation_setting(context: Context) -> ablation_bench.Setting:
 def run_ablation(context: Context) -> Result:
     """LoRAs by each objective: Figure 5."""
     setting, out = ablation_setting(context), context.folder("ablation")
-    found = _read(ablation_bench.ablation(context.own_models(), out, setting, context.seeds))
+    found = _read(ablation_bench.ablation(context.own_models(), out, setting, context.seeds, device=context.device))
     numbers = {}
     for method, cells in found["summary"].items():
         numbers[f"{method}, Fréchet"] = of_seeds(cells["samples/25/frechet_features"], "smaller", 0.5)
@@ -52,7 +52,9 @@ def run_reflow(context: Context) -> Result:
     """Few steps after reflow: Table 3, and a second round."""
     methods = [*reflow_quality.BASES, *(_STUDENTS[:2] if context.quick else _STUDENTS)]
     out, setting = context.folder("reflow_quality"), reflow_setting(context)
-    found = _read(reflow_quality.report(context.own_models(), out, setting, methods, list(context.seeds)))
+    found = _read(
+        reflow_quality.report(context.own_models(), out, setting, methods, list(context.seeds), context.device)
+    )
     numbers = {}
     for method, cells in found["summary"].items():
         for steps in (4, 2, 1):
@@ -67,7 +69,8 @@ def run_reflow(context: Context) -> Result:
 def run_negatives(context: Context) -> Result:
     """Negative prompts after reflow, with the LoRAs of the stage before."""
     setting = reflow_setting(context)
-    found = reflow_negatives.measured(context.own_models(), context.folder("reflow_quality") / "work", setting)
+    work = context.folder("reflow_quality") / "work"
+    found = reflow_negatives.measured(context.own_models(), work, setting, context.device)
     numbers = {f"{name}, with": number(each["with"], "smaller", floor=0.03) for name, each in found["shares"].items()}
     return {**found, "numbers": numbers}
 
@@ -81,7 +84,8 @@ def depth_setting(context: Context) -> depth_quality.Setting:
 def run_depth(context: Context) -> Result:
     """Depth by each objective: Figure 8."""
     out, setting = context.folder("depth_quality"), depth_setting(context)
-    path = depth_quality.report(context.own_models(), out, setting, list(_DEPTH), list(context.seeds))
+    seeds = list(context.seeds)
+    path = depth_quality.report(context.own_models(), out, setting, list(_DEPTH), seeds, context.device)
     found, numbers = _read(path), {}
     for method, cells in found["summary"].items():
         for name in ("abs_rel", "steps/10/abs_rel", "steps/2/abs_rel"):

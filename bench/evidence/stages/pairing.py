@@ -42,7 +42,7 @@ def setting_of(context: Context) -> ablation.Setting:
 def run(context: Context) -> Result:
     """LoRAs by each pairing, the distance that is left between noise and data, and the cost."""
     setting, out = setting_of(context), context.folder("pairing")
-    bench = ablation.Bench(context.own_models(), out / "work", setting)
+    bench = ablation.Bench(context.own_models(), out / "work", setting, context.device)
     runs = Runs(out / "runs", setting)
     runs.make(PAIRINGS, context.seeds, lambda pairing, seed: measured(bench, pairing, seed))
     means, last = summary(runs.done()), f"validation/{setting.steps}"

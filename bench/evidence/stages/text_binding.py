@@ -39,7 +39,8 @@ def setting(context: Context) -> shape_binding.Setting:
 def run(context: Context) -> Result:
     """What samples show: over CFG, over steps before and after reflow, and with negatives."""
     folder, chosen = context.folder("text_binding"), setting(context)
-    runs, bench = Runs(folder / "runs", chosen), shape_binding.Bench(context.own_models(), folder / "work", chosen)
+    runs = Runs(folder / "runs", chosen)
+    bench = shape_binding.Bench(context.own_models(), folder / "work", chosen, context.device)
     runs.make(_METHODS, context.seeds, bench.run)
     done = {name: each for name, each in runs.done().items() if int(name.rpartition("/")[2]) in context.seeds}
     means = summary(done | _differences(done, chosen))
