@@ -15,7 +15,7 @@ from PIL import Image
 from diff2flow_nodes import hosts
 from diff2flow_nodes.bench.templates import FOLDER, api_graph
 from diff2flow_nodes.bench.templates.__main__ import written
-from diff2flow_nodes.bench.templates.declared import Input, declared
+from diff2flow_nodes.bench.templates.declared import Input, completed, declared
 from diff2flow_nodes.bench.templates.layout import TITLE
 from diff2flow_nodes.bench.templates.page import page
 from diff2flow_nodes.bench.templates.pictures import SIZE, THUMBNAILS, Strip, thumbnail, tiles_of
@@ -63,12 +63,7 @@ def test_the_page_is_what_the_writer_writes(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_the_page_is_the_api_graph(name: str) -> None:
-    """With every widget that the graph leaves out at its default."""
-    complete = api_graph(name)
-    for entry in complete.values():
-        defaults = {widget.name: widget.default for widget in declared(entry["class_type"]).widgets}
-        entry["inputs"] = {**defaults, **entry["inputs"]}
-    assert prompt_of(page_of(name), CLASSES) == complete
+    assert prompt_of(page_of(name), CLASSES) == completed(api_graph(name))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

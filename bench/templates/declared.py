@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -82,6 +83,18 @@ def declared(class_type: str) -> Declared:
     inputs = (_input(name, entry, name in optional) for name, entry in node_inputs(node).items())
     display_name = NODE_DISPLAY_NAME_MAPPINGS.get(class_type, class_type)
     return Declared(display_name, tuple(inputs), tuple(zip(names, node.RETURN_TYPES, strict=True)))
+
+
+def completed(graph: Mapping[str, Any]) -> dict[str, Any]:
+    """An API graph as the page exports it: every widget that it leaves out at its default."""
+    return {
+        node: {**entry, "inputs": {**_defaults(entry["class_type"]), **entry["inputs"]}}
+        for node, entry in graph.items()
+    }
+
+
+def _defaults(class_type: str) -> dict[str, Any]:
+    return {widget.name: widget.default for widget in declared(class_type).widgets}
 
 
 def _input(name: str, entry: tuple[Any, ...], optional: bool) -> Input:
