@@ -29,15 +29,16 @@ OPEN = """async ([name, vue]) => {
   const page = await fetch(`/api/workflow_templates/diff2flow_nodes/${name}.json`);
   await app.loadGraphData(await page.json(), true, true, name);
 }"""
+THUMBNAILS = "(count) => [...document.images].filter(({ naturalWidth }) => naturalWidth === 400).length === count"
 PROMPT = "async () => (await app.graphToPrompt()).output"
 BOXES = """() => app.graph.nodes.map(({ title, pos, size }) => [title, pos[0], pos[1] - 30, size[0], size[1] + 30])"""
 FIT = """() => {
   const boxes = app.graph.groups.map((group) => group._bounding ?? group.boundingRect);
   const width = Math.max(...boxes.map((box) => box[0] + box[2]));
   const height = Math.max(...boxes.map((box) => box[1] + box[3]));
-  const scale = Math.min(innerWidth / (width + 200), (innerHeight - 120) / (height + 100));
+  const scale = Math.min((innerWidth - 100) / width, (innerHeight - 130) / height);
   app.canvas.ds.scale = scale;
-  app.canvas.ds.offset = [100, 110 / scale];
+  app.canvas.ds.offset = [80 / scale, 110 / scale];
   app.canvas.setDirty(true, true);
 }"""
 
@@ -55,6 +56,19 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield found
 
 
+def test_the_template_browser_shows_and_opens_them(page: Any) -> None:
+    """With their thumbnails; ComfyUI shows its template browser by itself to whoever is there for the first time."""
+    there = page.page.get_by_text("diff2flow_nodes", exact=True)
+    if not there.count():
+        page.page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    there.first.click()
+    page.page.wait_for_function(THUMBNAILS, arg=len(TEMPLATES), timeout=30_000)
+    shot(page, "browser")
+    page.page.get_by_text("few_steps", exact=True).last.click()
+    loader = "() => app.graph.nodes.some((node) => node.comfyClass === 'Diff2FlowLoraLoader')"
+    page.page.wait_for_function(loader, timeout=10_000)
+
+
 @pytest.mark.parametrize("renderer", ["canvas", "vue"])
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_it_opens_and_gives_its_prompt(page: Any, name: str, renderer: str) -> None:
@@ -64,10 +78,15 @@ def test_it_opens_and_gives_its_prompt(page: Any, name: str, renderer: str) -> N
     if SHOTS:
         page.page.evaluate(FIT)
         page.page.wait_for_timeout(1000)
-        page.page.screenshot(path=str(Path(SHOTS) / f"{name}_{renderer}.png"))
+    shot(page, f"{name}_{renderer}")
     assert without_titles(page.page.evaluate(PROMPT)) == without_titles(completed(api_graph(name)))
     assert not overlapping(page.page.evaluate(BOXES))
     assert not [text for text in page.complaints if "diff2flow" in text.lower()]
+
+
+def shot(page: Any, name: str) -> None:
+    if SHOTS:
+        page.page.screenshot(path=str(Path(SHOTS) / f"{name}.png"))
 
 
 def without_titles(prompt: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomllib
 from page_format import VIRTUAL, prompt_of
 from PIL import Image
 
@@ -94,6 +95,10 @@ def test_nodes_and_links_are_counted_and_known(name: str) -> None:
     assert len(set(ids)) == len(ids) and max(ids) == shown["last_node_id"]
     assert links == list(range(1, shown["last_link_id"] + 1))
     assert {node["type"] for node in shown["nodes"]} <= {*CLASSES, *VIRTUAL}
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+    for node in shown["nodes"]:
+        ours = node["type"] in NODE_CLASS_MAPPINGS
+        assert node["type"] in VIRTUAL or node["properties"]["cnr_id"] == (project if ours else "comfy-core")
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

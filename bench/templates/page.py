@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from ...nodes import NODE_CLASS_MAPPINGS
 from .declared import Declared, Input, declared
 from .layout import Box, is_link, placed
 from .words import Template
@@ -105,9 +106,14 @@ def _node(
         "inputs": [_slot(socket, into.get(slot)) for slot, socket in enumerate(known.sockets)],
         "outputs": _outputs(known, [link for link in links if link[1] == int(node)]),
         "title": title,
-        "properties": {"Node name for S&R": class_type},
+        "properties": {"Node name for S&R": class_type, "cnr_id": _package(class_type)},
         "widgets_values": _values(known, entry["inputs"], drawn_anew),
     }
+
+
+def _package(class_type: str) -> str:
+    """Where ComfyUI's manager finds the node: its id in the registry."""
+    return "diff2flow-nodes" if class_type in NODE_CLASS_MAPPINGS else "comfy-core"
 
 
 def _slot(socket: Input, link: int | None) -> dict[str, Any]:
