@@ -27,22 +27,8 @@ from ..training.layers import PRESETS, LoraSettings
 from ..training.memory import Estimate, estimate
 from ..training.objective import Objective, ObjectiveSettings
 from ..training.settings import OptimizerSettings, TrainSettings
+from .full_unets import UNETS
 
-_COMMON = {"block_out_channels": (320, 640, 1280, 1280),
-           "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-           "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)}  # fmt: skip
-FAMILIES: dict[str, dict[str, Any]] = {
-    "SD1.5": {**_COMMON, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "SD2.1": {**_COMMON, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20),
-              "use_linear_projection": True},
-    "SDXL": {"block_out_channels": (320, 640, 1280),
-             "down_block_types": ("DownBlock2D", *["CrossAttnDownBlock2D"] * 2),
-             "up_block_types": (*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"),
-             "transformer_layers_per_block": (1, 2, 10), "attention_head_dim": (5, 10, 20),
-             "cross_attention_dim": 2048, "use_linear_projection": True, "addition_embed_type": "text_time",
-             "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816},
-}  # fmt: skip
-"""Arguments of diffusers' UNet2DConditionModel."""
 USUAL_SIDE = {"SD1.5": 512, "SD2.1": 768, "SDXL": 1024}
 _TOKENS, _POOLED, _CHANNELS = 77, 1280, 4
 
@@ -52,7 +38,7 @@ class Case:
     """One run to reckon.
 
     Args:
-        family: of FAMILIES.
+        family: of UNETS.
         preset: of `training.layers.PRESETS`.
         side: of the square images, pixels.
         batch: images in a call of the network.
@@ -104,7 +90,7 @@ def reckoned(case: Case, config: Mapping[str, Any] | None = None) -> Estimate:
     Args:
         config: of another network than the family's.
     """
-    backbone = Backbone(config or FAMILIES[case.family])
+    backbone = Backbone(config or UNETS[case.family])
     options = OptimizerSettings(checkpointing=case.checkpointing, precision=case.precision)
     settings = TrainSettings(1, case.batch, optimizer=options)
     with _trained(backbone, PRESETS[case.preset], case.depth), checkpointed(backbone.module, case.checkpointing):
@@ -195,7 +181,7 @@ def line(case: Case, found: Estimate) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the lines that are asked for."""
     parser = argparse.ArgumentParser(description="Memory of training, reckoned by the pack's own check.")
-    parser.add_argument("--family", choices=list(FAMILIES), required=True)
+    parser.add_argument("--family", choices=list(UNETS), required=True)
     parser.add_argument("--preset", choices=list(PRESETS), required=True)
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--side", type=int, help="pixels; by default what the family was trained at")

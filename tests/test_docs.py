@@ -12,6 +12,7 @@ import tomllib
 from doc_pages import PAGES, ROOT
 
 from diff2flow_nodes.bench import memory_table
+from diff2flow_nodes.bench.full_unets import UNETS
 from diff2flow_nodes.training.layers import PRESETS, choose_layers
 
 TROUBLE = ROOT / "docs" / "troubleshooting.md"
@@ -58,10 +59,10 @@ def _rows(page: str, part: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if part in line]
 
 
-@pytest.mark.parametrize("family", memory_table.FAMILIES)
+@pytest.mark.parametrize("family", UNETS)
 def test_the_memory_table_holds_what_is_trained(family: str) -> None:
     """The columns that need no tracing; `bench/memory_table.py` prints all of them."""
-    backbone = memory_table.Backbone(memory_table.FAMILIES[family])
+    backbone = memory_table.Backbone(UNETS[family])
     rows = [row for row in _rows("settings.md", f"| {family} |") if len(row) == 10]
     assert {row[2] for row in rows} == set(PRESETS) and {row[4] for row in rows} == {"off", "on"}
     for _, _, preset, _, _, _, *numbers in rows:
@@ -70,7 +71,7 @@ def test_the_memory_table_holds_what_is_trained(family: str) -> None:
         assert trained == pytest.approx(16 * _trained(backbone, preset) / 2**30, abs=0.06)
         assert total == pytest.approx(frozen + trained + activations, abs=0.11)
     for preset in PRESETS:
-        shown = _rows("settings.md", f"   | {preset} |")[0][1 + list(memory_table.FAMILIES).index(family)]
+        shown = _rows("settings.md", f"   | {preset} |")[0][1 + list(UNETS).index(family)]
         assert shown.startswith(f"{_trained(backbone, preset) / 1e6:.1f} M, ")
 
 
