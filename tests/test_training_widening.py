@@ -147,3 +147,11 @@ def test_a_layer_cannot_be_widened_to_anything():
 def test_depth_and_images_are_not_joined(tmp_path):
     with pytest.raises(ValueError, match="one holds depth and the other does not"):
         _seeing(tmp_path / "a").joined(tiny_dataset(tmp_path / "b"))
+
+
+def test_image_and_noise_are_joined_in_half_precision_under_autocast():
+    """A GPU with bf16 and a checkpoint in fp16: autocast itself refuses to join two fp16 tensors."""
+    half = torch.ones(1, 4, 2, 2, dtype=torch.float16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        both = beside_image(half, 2 * half)
+    assert both.dtype == torch.float16 and torch.equal(both, torch.cat([half, 2 * half], dim=1))

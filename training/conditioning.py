@@ -29,4 +29,7 @@ def beside_image(x_diff: Tensor, image: Tensor | None) -> Tensor:
         x_diff: (B, C, *dims).
         image: (B, C, *dims) in the network's scale, or None.
     """
-    return x_diff if image is None else torch.cat([x_diff, image.to(x_diff.dtype)], dim=1)
+    if image is None:
+        return x_diff
+    with torch.autocast(x_diff.device.type, enabled=False):  # autocast to bf16 refuses to join two tensors in fp16
+        return torch.cat([x_diff, image.to(x_diff.dtype)], dim=1)

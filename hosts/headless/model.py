@@ -137,7 +137,8 @@ def run_unet(
     context = conditioning["context"].to(dtype)
     beside = None
     if "pooled" in conditioning:  # each size is embedded by itself, behind the pooled text
-        beside = {"text_embeds": conditioning["pooled"].to(dtype), "time_ids": conditioning["sizes"].float()}
+        # Float32: they are joined inside the network, which autocast to bf16 refuses for fp16.
+        beside = {"text_embeds": conditioning["pooled"].float(), "time_ids": conditioning["sizes"].float()}
     return module(x_diff.to(dtype), tau, encoder_hidden_states=context, added_cond_kwargs=beside, return_dict=False)[
         0
     ].float()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ....training.layers import PRESETS, choose_layers
+from ...full_unets import UNETS
 from ..section import Claim, Section, Table
 from ..stage import Context, Result, Stage, number
 
@@ -14,14 +13,7 @@ PAPER = {"paper-small": 62e6, "paper-base": 222e6}
 """What the paper's Table 4 calls them."""
 _ALLOWED = 0.1
 _LORAS = tuple(name for name, settings in PRESETS.items() if not settings.full)
-_COMMON = {"block_out_channels": (320, 640, 1280, 1280),
-           "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
-           "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)}  # fmt: skip
-UNETS: dict[str, dict[str, Any]] = {
-    "SD1.5": {**_COMMON, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "SD2.1": {**_COMMON, "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
-              "use_linear_projection": True},
-}  # fmt: skip
+_NETWORKS = ("SD1.5", "SD2.1")
 
 
 def run(context: Context) -> Result:
@@ -29,9 +21,9 @@ def run(context: Context) -> Result:
     from diffusers import UNet2DConditionModel
 
     found, weights = {}, {}
-    for name, config in UNETS.items():
+    for name in _NETWORKS:
         with torch.device("meta"):
-            unet = UNet2DConditionModel(**config)
+            unet = UNet2DConditionModel(**UNETS[name])
         layers = {path: path for path, module in unet.named_modules() if hasattr(module, "weight")}
         weights[name] = sum(parameter.numel() for parameter in unet.parameters())
         for preset in _LORAS:
