@@ -26,7 +26,7 @@ GOLDEN: dict[str, dict[str, Any]] = {
     "Checkpoint": {"ckpt_name": "tiny_prior_demo.safetensors"},
     "Images and captions": {"folder": "golden_digits", "resolution": 64, "trigger": "", "default_caption": ""},
     "What is trained": {"preset": "paper-small"},
-    "How it learns": {"schedule": "cosine", "warmup_steps": 10},
+    "How it learns": {"schedule": "cosine", "warmup_steps": 10, "checkpointing": False},
     "Watch": {"sample_every": 0},
     "Train": {
         **{"steps": 240, "batch_size": 4, "learning_rate": 1e-3, "output_name": "golden_digits"},
@@ -45,10 +45,9 @@ STRAIGHT: dict[str, dict[str, Any]] = {
         **{"count": 320, "steps": 16, "cfg": 3.0, "folder": "straight_digits"},
         **{"width": 64, "height": 64, "batch_size": 32},
     },
-    "What is trained": {"rank": 16, "alpha": 16.0},
+    "What is trained": {"preset": "custom", "rank": 16, "alpha": 16.0, "conv": True},
     "How it learns": {
-        **{"schedule": "cosine", "warmup_steps": 10, "ema": 0.98},
-        **{"accumulation": 1, "checkpointing": False},
+        **{"schedule": "cosine", "warmup_steps": 10, "ema": 0.98, "checkpointing": False},
     },
     "Watch": {"sample_every": 0},
     "Train": {"steps": 220, "batch_size": 16, "learning_rate": 1e-3, "output_name": "straight_digits"},

@@ -66,7 +66,7 @@ def depth_training(name: str, folder: str = "pairs", **changes: Any) -> Graph:
         "depth_training",
         images_and_depth={"folder": folder, "resolution": 64},
         what_is_trained={"preset": "custom", "conv": True, "ends_in_full": True},
-        how_it_learns={"schedule": "cosine", "ema": 0.98, "accumulation": 1, "checkpointing": False},
+        how_it_learns={"schedule": "cosine", "ema": 0.98, "checkpointing": False},
         train=train,
     )
 
