@@ -32,6 +32,11 @@ OPEN = """async ([name, vue]) => {
 THUMBNAILS = "(count) => [...document.images].filter(({ naturalWidth }) => naturalWidth === 400).length === count"
 PROMPT = "async () => (await app.graphToPrompt()).output"
 BOXES = """() => app.graph.nodes.map(({ title, pos, size }) => [title, pos[0], pos[1] - 30, size[0], size[1] + 30])"""
+DRAWN = """() => [...document.querySelectorAll('[data-node-id]')].map((element) => {
+  const { x, y, width, height } = element.getBoundingClientRect();
+  return [element.dataset.nodeId, x, y, width - 1, height - 1];
+})"""
+"""The nodes as elements, which they are in the Vue renderer only."""
 FIT = """() => {
   const boxes = app.graph.groups.map((group) => group._bounding ?? group.boundingRect);
   const width = Math.max(...boxes.map((box) => box[0] + box[2]));
@@ -75,12 +80,11 @@ def test_it_opens_and_gives_its_prompt(page: Any, name: str, renderer: str) -> N
     page.complaints.clear()
     page.page.evaluate(OPEN, [name, renderer == "vue"])
     page.page.wait_for_timeout(1500)
-    if SHOTS:
-        page.page.evaluate(FIT)
-        page.page.wait_for_timeout(1000)
+    page.page.evaluate(FIT)
+    page.page.wait_for_timeout(1000)
     shot(page, f"{name}_{renderer}")
     assert without_titles(page.page.evaluate(PROMPT)) == without_titles(completed(api_graph(name)))
-    assert not overlapping(page.page.evaluate(BOXES))
+    assert not overlapping(page.page.evaluate(BOXES)) and not overlapping(page.page.evaluate(DRAWN))
     assert not [text for text in page.complaints if "diff2flow" in text.lower()]
 
 

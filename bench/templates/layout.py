@@ -12,8 +12,10 @@ Box = tuple[int, int, int, int]
 """Left, top, width and height in the page's units; top without the title bar."""
 
 TITLE = 30
-_WIDTH, _WIDE, _SLOT, _WIDGET, _TEXT = 330, 400, 22, 28, 130
-_GAP, _PAD, _HEAD, _PAGE, _TALL = 60, 30, 50, 3200, 1400
+_WIDTH, _WIDE, _SLOT, _WIDGET, _TEXT = 330, 400, 24, 33, 130
+_GAP, _PAD, _HEAD, _PAGE, _TALL = 60, 30, 50, 3800, 1500
+_FOOT = 60
+"""Room for what the page writes below a node."""
 _NOTE_WIDTH, _LETTER, _LINE = 360, 8, 24
 _SHOWS: dict[str, int] = {
     **dict.fromkeys(("SaveImage", "PreviewImage", "LoadImage"), 300),
@@ -40,15 +42,16 @@ def columns_of(graph: Mapping[str, Any], members: Sequence[str]) -> list[list[st
 
 
 def _parts(graph: Mapping[str, Any], column: Sequence[str]) -> list[list[str]]:
-    """A column as several that are not too high."""
+    """A column as several of about one height, none of them too high."""
+    heights = [_height(graph[node]["class_type"]) + TITLE + _GAP for node in column]
+    fair = sum(heights) / -(-sum(heights) // _TALL)
     parts: list[list[str]] = [[]]
-    room = _TALL
-    for node in column:
-        needed = _height(graph[node]["class_type"]) + TITLE + _GAP
-        if parts[-1] and needed > room:
-            parts, room = [*parts, []], _TALL
+    used = 0
+    for node, height in zip(column, heights, strict=True):
+        if parts[-1] and used + height / 2 > fair:
+            parts, used = [*parts, []], 0
         parts[-1].append(node)
-        room -= needed
+        used += height
     return parts
 
 
@@ -115,7 +118,7 @@ def _height(class_type: str) -> int:
     node = declared(class_type)
     rows = max(len(node.inputs) - len(node.widgets), len(node.outputs))
     widgets = sum(1 + len(entry.followers) for entry in node.widgets) - _texts(node)
-    return 20 + _SLOT * rows + _WIDGET * widgets + _TEXT * _texts(node) + _SHOWS.get(class_type, 0)
+    return _FOOT + _SLOT * rows + _WIDGET * widgets + _TEXT * _texts(node) + _SHOWS.get(class_type, 0)
 
 
 def _texts(node: Declared) -> int:
