@@ -100,14 +100,19 @@ class Events:
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._sent = progress, -_EVENT_SECONDS
+        self._held: Mapping[str, Any] | None = None
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Sends an entry unless one was sent just now."""
+        """Sends an entry; a step is held back if another was sent just now, and the last of them goes before others."""
         if entry["kind"] == "step":
             now = time.monotonic()
             if now - self._sent < _EVENT_SECONDS:
+                self._held = entry
                 return
-            self._sent = now
+            self._held, self._sent = None, now
+        elif self._held is not None:
+            self._progress.event(self._held)
+            self._held = None
         self._progress.event(entry)
 
     def flush(self) -> None:
