@@ -91,7 +91,7 @@ def trained(board: Board, first: int, last: int, steps: int = 2000) -> list[dict
         if step % 40 == 0:
             told.append(board.tell(TRAIN, {"kind": "validation", "step": step, "loss": 0.36 + 0.5 / (1 + step / 40)}))
         if step % 25 == 0:
-            told.append(board.tell(TRAIN, {"kind": "picture", "step": step}, picture(step)))
+            told.append(board.tell(TRAIN, {"kind": "picture", "step": step, "width": 256, "height": 64}, picture(step)))
     return told
 
 

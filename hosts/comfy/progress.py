@@ -34,7 +34,8 @@ class ComfyProgress:
         shown = None if preview is None else ("JPEG", preview, _PREVIEW_SIZE)
         self._bar.update_absolute(done, self._total, shown)
         if preview is not None:
-            self._send({"kind": "picture", "step": done}, _jpeg(preview))
+            size = {"width": preview.width, "height": preview.height}
+            self._send({"kind": "picture", "step": done, **size}, _jpeg(preview))
         elif not self._own_words:
             self._tell({"kind": "status", "title": self._title, "text": text, "done": done, "total": self._total})
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -5,7 +5,7 @@ import { Header, Tiles } from "./header.js";
 import { pairsHeadline } from "./headline.js";
 import { Panel } from "./panel.js";
 
-const HEIGHT = 104;
+const HEIGHT = 92;
 const TILES = {
   pairs: ["Pairs", "Pairs made in this run"],
   speed: ["Speed", "The teacher's solver steps a second, each for a whole batch"],

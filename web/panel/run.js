@@ -66,8 +66,8 @@ const KINDS = {
     run.validation.loss.push(loss);
     run.phase = "";
   },
-  picture(run, { step, seq }) {
-    run.pictures = [...run.pictures, { step, seq }].slice(-MOST_PICTURES);
+  picture(run, { step, seq, width, height }) {
+    run.pictures = [...run.pictures, { step, seq, width, height }].slice(-MOST_PICTURES);
     run.phase = "";
   },
   phase(run, { phase, step }) {

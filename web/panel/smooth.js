@@ -21,5 +21,5 @@ export function smoothed(steps, values, span) {
 
 /** A span that shows the trend of a run of that many steps. */
 export function spanOf(steps) {
-  return Math.max(5, (steps || 0) / 40);
+  return Math.max(5, (steps || 0) / 80);
 }

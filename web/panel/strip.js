@@ -17,7 +17,7 @@ export class Strip {
     this.shown = new Map();
   }
 
-  /** Shows these pictures ({step, seq}). */
+  /** Shows these pictures ({step, seq, width, height}). */
   show(pictures) {
     const atEnd = this.list.scrollLeft + this.list.clientWidth >= this.list.scrollWidth - 8;
     const wanted = new Set(pictures.map(({ seq }) => seq));
@@ -33,8 +33,9 @@ export class Strip {
     if (atEnd) this.list.scrollLeft = this.list.scrollWidth;
   }
 
-  #add({ step, seq }) {
+  #add({ step, seq, width, height }) {
     const image = element("img", { src: this.address(seq), alt: `Sample at step ${step}`, draggable: false });
+    if (width && height) image.style.aspectRatio = `${width} / ${height}`; // its place is known before it is loaded
     const properties = { href: this.address(seq), target: "_blank", rel: "noopener", className: "d2f-sample", role: "listitem" };
     const made = element("a", { ...properties, title: `Step ${step}: open large` }, image, element("span", {}, `step ${step}`));
     this.shown.set(seq, made);

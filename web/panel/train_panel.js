@@ -10,7 +10,7 @@ import { last } from "./run.js";
 import { smoothed, spanOf } from "./smooth.js";
 import { Strip } from "./strip.js";
 
-const HEIGHT = 468;
+const HEIGHT = 490;
 const TILES = {
   loss: ["Loss", "Running mean of the training loss"],
   validation: ["Validation", "Loss on held-out images, at fixed times and noise; needs Diff2Flow Train Watch"],
