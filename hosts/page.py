@@ -12,8 +12,8 @@ from typing import Any
 
 COMMANDS = ("save", "stop")
 _PLACES, _STEPS, _PICTURES = 8, 1200, 24
-_KEPT = {"step": _STEPS + 1, "validation": 400, "picture": _PICTURES}
-"""How many entries of a kind are kept; of any other kind the last one."""
+_KEPT = {"validation": 400, "picture": _PICTURES}
+"""How many entries of a kind are kept beside the steps; of any other kind the last one."""
 _ENDS = ("end", "failed")
 
 Entry = Mapping[str, Any]
@@ -27,12 +27,30 @@ class Place:
     workflow: str = ""
 
 
+class _Steps:
+    """At most _STEPS entries, evenly over the run however long it becomes, and always the newest."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._every, self._seen = 1, 0
+
+    def add(self, entry: Entry) -> None:
+        """Keeps an entry in place of the newest, where that one was not one to stay."""
+        if self._seen % self._every != 1 % self._every:
+            self.entries.pop()
+        self.entries.append(entry)
+        self._seen += 1
+        if len(self.entries) > _STEPS:
+            self.entries, self._every = self.entries[::2], 2 * self._every
+
+
 class _Story:
-    """The entries of one node, bounded: of many steps every second one is left out, again and again."""
+    """The entries of one node, bounded."""
 
     def __init__(self) -> None:
         self.name, self.running, self.command = "", False, ""
         self.pictures: OrderedDict[int, bytes] = OrderedDict()
+        self._steps = _Steps()
         self._kinds: dict[str, deque[Entry]] = {}
 
     def add(self, entry: Entry) -> None:
@@ -42,10 +60,10 @@ class _Story:
             self._begin(entry)
         elif kind in _ENDS:
             self.running, self.command = False, ""
-        kept = self._kinds.setdefault(kind, deque(maxlen=_KEPT.get(kind, 1)))
-        kept.append(entry)
-        if kind == "step" and len(kept) > _STEPS:
-            self._kinds[kind] = deque(list(kept)[(len(kept) - 1) % 2 :: 2], maxlen=kept.maxlen)
+        if kind == "step":
+            self._steps.add(entry)
+        else:
+            self._kinds.setdefault(kind, deque(maxlen=_KEPT.get(kind, 1))).append(entry)
 
     def keep(self, number: int, picture: bytes) -> None:
         """Keeps a picture by the number of its entry, and forgets the oldest."""
@@ -55,7 +73,7 @@ class _Story:
 
     def since(self, number: int) -> list[Entry]:
         """Entries after that number, in their order."""
-        entries = itertools.chain.from_iterable(self._kinds.values())
+        entries = itertools.chain(self._steps.entries, *self._kinds.values())
         return sorted((entry for entry in entries if entry["seq"] > number), key=lambda entry: entry["seq"])
 
     def _begin(self, entry: Entry) -> None:
@@ -63,6 +81,7 @@ class _Story:
         if not entry.get("step") or name != self.name:
             self._kinds.clear()
             self.pictures.clear()
+            self._steps = _Steps()
         for kind in (*_ENDS, "saved", "phase", "status"):
             self._kinds.pop(kind, None)
         self.name, self.running, self.command = name, True, ""

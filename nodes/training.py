@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,8 @@ from .widgets import choice, count, line, number, seed, switch
 CATEGORY = "Diff2Flow/training"
 RUNS = "diff2flow"
 """Folder of all runs, inside the output folder."""
+_stopped: Counter[str] = Counter()
+"""How often a run of that name was stopped before its last step, and its outputs handed on all the same."""
 
 
 class Diff2FlowTrain:
@@ -53,6 +56,11 @@ class Diff2FlowTrain:
             return output_name is None or bool(Output(current().folder("loras"), output_name))
         except ValueError as error:
             return str(error)
+
+    @classmethod
+    def IS_CHANGED(cls, output_name: str | None = None, **_: Any) -> int:
+        """Another number after "Stop and save": queued again with the same inputs, the run goes on."""
+        return _stopped[output_name or ""]
 
     @names_node("Diff2Flow Train")
     def train(
@@ -94,6 +102,8 @@ class Diff2FlowTrain:
         with host.training(model, encoder) as backbone:
             job = Job(backbone, dataset, lora, settings, output, keeping, watched, model_id)
             result = finetune(job, progress)
+        if len(result.losses) < steps:
+            _stopped[output_name] += 1
         trained, encoder = _trained(host, model, encoder, lora, result)
         return trained, result.name, loss_plot(result.losses, result.name), clip if encoder is None else encoder
 

@@ -83,7 +83,7 @@ def boxes(page: Page) -> Any:
 def test_before_the_first_run_it_says_what_to_do(seen: Page) -> None:
     assert text(seen, "#train .d2f-headline") == "Not trained yet" and "Press Run" in text(seen, "#train .d2f-note")
     assert text(seen, "#pairs .d2f-headline") == "No pairs made yet"
-    buttons = seen.page.locator("#train .d2f-buttons button")
+    buttons = seen.page.locator("#train .d2f-foot button")
     assert [buttons.nth(i).is_disabled() for i in range(2)] == [True, True]
     assert all(seen.page.locator("button").nth(i).get_attribute("title") for i in range(5))
     shot(seen, "empty")
@@ -99,7 +99,10 @@ def test_the_chart_draws_and_nothing_moves(seen: Page, server: PanelServer) -> N
     assert drawn["smooth"] > 200 and drawn["validation"] > 20
     tiles = seen.page.locator("#train dd").all_inner_texts()
     assert tiles[2:] == ["1.0e-4", tiles[3], "3.2 it/s", "8:48"] and float(tiles[0]) < 0.5 and float(tiles[1]) < 0.5
-    assert boxes(seen) == before
+    after = boxes(seen)
+    assert after == before
+    panel, *parts = after[:7]
+    assert all(y + height <= panel[1] + panel[3] - 8 for _, y, _, height in parts)
     shot(seen, "running")
 
 
@@ -187,7 +190,7 @@ def test_an_error_is_shown(seen: Page, server: PanelServer) -> None:
     load(seen, server)
     frame(seen)
     assert text(seen, "#train .d2f-headline") == "Stopped by an error" and text(seen, "#train .d2f-note") == message
-    assert seen.page.get_by_role("button", name="Stop and save").is_disabled()
+    assert not seen.page.get_by_role("button", name="Stop and save").is_visible()
     shot(seen, "error")
 
 
@@ -231,6 +234,14 @@ def test_a_resumed_run_shows_its_earlier_losses(seen: Page, server: PanelServer)
     trained(server.board, 101, 110, 200)
     load(seen, server)
     assert seen.page.evaluate("() => panels.train.run.points.steps") == [*earlier["steps"], *range(101, 111)]
+
+
+def test_a_long_run_stays_small_and_even_on_the_page(seen: Page, server: PanelServer) -> None:
+    begin(server.board, 9000)
+    feed(seen, trained(server.board, 1, 9000, 9000))
+    steps = seen.page.evaluate("() => panels.train.run.points.steps")
+    assert 1200 <= len(steps) <= 2400 and steps[0] == 1 and steps[-1] == 9000
+    assert {b - a for a, b in zip(steps, steps[1:-1], strict=False)} == {4}
 
 
 def test_pairs_show_how_far_they_are(seen: Page, server: PanelServer) -> None:

@@ -17,7 +17,7 @@ app.registerExtension({
   name: "diff2flow.panel",
   setup() {
     api.addEventListener("diff2flow.train", ({ detail }) => hear(detail));
-    api.addEventListener("executing", ({ detail }) => (detail == null ? tellAll({ kind: "over" }) : tell(detail, { kind: "starting" })));
+    api.addEventListener("executing", ({ detail }) => executing(detail));
     api.addEventListener("execution_error", ({ detail }) => fail(detail.node_id, detail.exception_type, detail));
     api.addEventListener("execution_interrupted", ({ detail }) => fail(detail.node_id, "interrupted", detail));
     api.addEventListener("reconnected", loadAll);
@@ -95,8 +95,11 @@ function waitingFor(entry) {
   for (const { panel } of attached.values()) if (panel instanceof TrainPanel) panel.apply(entry);
 }
 
-function tell(id, entry) {
-  attached.get(nodeOf(rootGraph(), id))?.panel.apply(entry);
+/** Another node runs now; null after the last one. */
+function executing(id) {
+  tellAll({ kind: "passed" });
+  if (id == null) tellAll({ kind: "over" });
+  else attached.get(nodeOf(rootGraph(), id))?.panel.apply({ kind: "starting" });
 }
 
 function tellAll(entry) {

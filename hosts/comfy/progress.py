@@ -1,4 +1,7 @@
-"""ComfyUI's progress bar on the running node, and what the page is told of it."""
+"""ComfyUI's progress bar on the running node, and what the page is told of it.
+
+Previews go to the node's panel alone: ComfyUI's own preview would make the node jump, and show them twice.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _FREQUENT = ("status", "pairs")
 
 
 class ComfyProgress:
-    """Bar, preview, interruption and page of the running node."""
+    """Bar, interruption and page of the running node."""
 
     def __init__(self, total: int, title: str) -> None:
         self._total, self._title, self._bar = total, title, comfy.utils.ProgressBar(total)
@@ -31,8 +34,7 @@ class ComfyProgress:
 
     def update(self, done: int, text: str = "", preview: Any = None) -> None:
         """Shows progress; raises ComfyUI's InterruptProcessingException when the user pressed Cancel."""
-        shown = None if preview is None else ("JPEG", preview, _PREVIEW_SIZE)
-        self._bar.update_absolute(done, self._total, shown)
+        self._bar.update_absolute(done, self._total)
         if preview is not None:
             size = {"width": preview.width, "height": preview.height}
             self._send({"kind": "picture", "step": done, **size}, _jpeg(preview))

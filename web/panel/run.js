@@ -10,8 +10,8 @@ const BUSY = new Set(["waiting", "starting", "running", "ending"]);
  */
 export function newRun() {
   return {
-    state: "idle", name: undefined, phase: "", text: "", step: 0, steps: 0, asked: "", message: "", saved: "",
-    points: emptyPoints(), validation: { steps: [], loss: [] }, pictures: [],
+    state: "idle", before: "idle", name: undefined, phase: "", text: "", step: 0, steps: 0, asked: "", message: "", saved: "",
+    points: emptyPoints(), seen: 0, every: 1, validation: { steps: [], loss: [] }, pictures: [],
     speed: null, left: null, done: 0, total: 0,
   };
 }
@@ -27,17 +27,23 @@ export function apply(run, entry) {
 /** The newest value of a curve, null where there is none. */
 export const last = (values) => (values.length ? values[values.length - 1] : null);
 
+/** "Encoding digits · 12 of 100", or what is said before there is something to count. */
+const counted = (title, text, done, total) => (done && total ? `${title} · ${done} of ${total}` : text || title || "");
+
 const emptyPoints = () => ({ steps: [], loss: [], rate: [], norm: [] });
 
 const KINDS = {
-  waiting(run, { title, text }) {
-    if (run.state !== "running") Object.assign(run, { state: "waiting", text: [title, text].filter(Boolean).join(": ") });
+  waiting(run, { title, text, done, total }) {
+    if (run.state === "running" || run.state === "ending") return;
+    if (run.state !== "waiting") run.before = run.state;
+    Object.assign(run, { state: "waiting", text: counted(title, text, done, total), done, total });
   },
   starting(run) {
+    if (run.state === "running" || run.state === "ending") return; // said again to a page that was loaded in mid-run
     Object.assign(run, { state: "starting", text: "", message: "", saved: "", asked: "" });
   },
   status(run, { title, text, done, total }) {
-    Object.assign(run, { state: "starting", text: text || title || "", done, total });
+    Object.assign(run, { state: "starting", text: counted(title, text, done, total), done, total });
   },
   begin(run, { name, step, steps }) {
     if (!step || (run.name !== undefined && run.name !== name)) Object.assign(run, newRun());
@@ -54,11 +60,7 @@ const KINDS = {
   step(run, { step, loss, learning_rate, grad_norm, steps_per_second, seconds_left }) {
     const { points } = run;
     if (step <= (last(points.steps) ?? 0)) return;
-    points.steps.push(step);
-    points.loss.push(loss);
-    points.rate.push(learning_rate);
-    points.norm.push(grad_norm);
-    if (points.steps.length > MOST_POINTS) thin(points);
+    keep(run, { steps: step, loss, rate: learning_rate, norm: grad_norm });
     Object.assign(run, { state: "running", step, speed: steps_per_second, left: seconds_left, phase: "" });
   },
   validation(run, { step, loss }) {
@@ -92,7 +94,11 @@ const KINDS = {
     Object.assign(run, { state: cancelled ? "cancelled" : "failed", message: cancelled ? "" : message, phase: "", asked: "" });
   },
   over(run) {
-    if (run.state === "waiting" || run.state === "starting") run.state = run.saved ? "done" : "idle";
+    if (run.state === "waiting") run.state = run.before;
+    if (run.state === "starting") run.state = "idle";
+  },
+  passed(run) {
+    if (run.state === "starting") run.state = "done";
   },
   lost(run) {
     const message = "The server no longer runs this node. Queue again: it goes on from its last saved state.";
@@ -104,10 +110,18 @@ const KINDS = {
   },
 };
 
-function thin(points) {
-  const keep = (_, i) => (points.steps.length - 1 - i) % 2 === 0;
-  const thinned = Object.entries(points).map(([key, values]) => [key, values.filter(keep)]);
-  Object.assign(points, Object.fromEntries(thinned));
+/** Adds a point; of very many only every second, fourth, ... stays, evenly over the run, and always the newest. */
+function keep(run, point) {
+  const { points } = run;
+  const replaces = run.seen % run.every !== 1 % run.every;
+  for (const key of Object.keys(points)) {
+    if (replaces) points[key].pop();
+    points[key].push(point[key]);
+  }
+  run.seen += 1;
+  if (points.steps.length <= MOST_POINTS) return;
+  for (const key of Object.keys(points)) points[key] = points[key].filter((_, i) => i % 2 === 0);
+  run.every *= 2;
 }
 
 function forgetAfter(run, step) {

@@ -10,7 +10,7 @@ import { last } from "./run.js";
 import { smoothed, spanOf } from "./smooth.js";
 import { Strip } from "./strip.js";
 
-const HEIGHT = 490;
+const HEIGHT = 500;
 const TILES = {
   loss: ["Loss", "Running mean of the training loss"],
   validation: ["Validation", "Loss on held-out images, at fixed times and noise; needs Diff2Flow Train Watch"],
@@ -36,8 +36,8 @@ export class TrainPanel extends Panel {
     this.note = element("div", { className: "d2f-note" });
     this.save = this.#button("save", "Save now", "Writes the LoRA and the state of this step at once; training goes on");
     this.stop = this.#button("stop", "Stop and save", "Ends the training after this step, saves, and lets the workflow go on");
-    const buttons = element("div", { className: "d2f-buttons" }, this.note, this.save, this.stop);
-    this.root.append(this.header.root, this.tiles.root, this.#views(), this.chart.root, this.strip.root, buttons);
+    const foot = element("div", { className: "d2f-foot" }, this.note, this.save, this.stop);
+    this.root.append(this.header.root, this.tiles.root, this.#views(), this.chart.root, this.strip.root, foot);
     this.redraw();
   }
 
@@ -45,8 +45,8 @@ export class TrainPanel extends Panel {
   draw() {
     const { run } = this;
     const { points } = run;
-    this.header.show(trainHeadline(run), run.step, run.steps);
-    if (run.state === "waiting" || run.state === "starting") this.header.show(trainHeadline(run), run.done, run.total);
+    const before = run.state === "waiting" || run.state === "starting";
+    this.header.show(trainHeadline(run), ...(before ? [run.done, run.total] : [run.step, run.steps]));
     this.tiles.show({
       loss: number(last(smoothed(points.steps, points.loss, spanOf(run.steps)))),
       validation: number(last(run.validation.loss)),
