@@ -60,7 +60,7 @@ class Diff2FlowTrain:
     @classmethod
     def IS_CHANGED(cls, output_name: str | None = None, **_: Any) -> int:
         """Another number after "Stop and save": queued again with the same inputs, the run goes on."""
-        return _stopped[output_name or ""]
+        return _stopped[output_name] if output_name else _stopped.total()
 
     @names_node("Diff2Flow Train")
     def train(

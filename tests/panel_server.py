@@ -1,4 +1,4 @@
-"""The panels' server without ComfyUI: the pack's web folder, and what `hosts/comfy/routes.py` answers."""
+"""The panels' server without ComfyUI: the web folder, `hosts/comfy/routes.py`, stand-ins for ComfyUI's scripts."""
 
 from __future__ import annotations
 
@@ -33,14 +33,21 @@ class PanelServer:
 
             def do_GET(self) -> None:
                 _, first, *rest = urlsplit(self.path).path.split("/")
-                if first == "diff2flow":
+                if first == "scripts":
+                    member = rest[0].removesuffix(".js")
+                    script = f"export const {member} = window.comfy.{member};".encode()
+                    _answer(self, 200, "text/javascript", script)
+                elif first == "extensions":
+                    self.path = "/".join(["/web", *rest[1:]])
+                    super().do_GET()
+                elif first == "diff2flow":
                     _answer(self, *_found(board, rest, parse_qs(urlsplit(self.path).query)))
                 else:
                     super().do_GET()
 
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["command"]
-                heard = board.ask(Place(self.path.split("/")[-1]), asked)
+                heard = board.ask(Place(urlsplit(self.path).path.split("/")[-1]), asked)
                 refusal = {"error": "this node is not training now"}
                 _answer(self, 200 if heard else 409, "application/json", json.dumps({} if heard else refusal).encode())
 
@@ -50,6 +57,7 @@ class PanelServer:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.address = f"http://127.0.0.1:{self._server.server_port}/tests/panel_page.html"
+        self.node_address = self.address.replace("panel_page", "panel_nodes_page")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,12 +82,12 @@ def _answer(handler: SimpleHTTPRequestHandler, status: int, kind: str, body: byt
     handler.wfile.write(body)
 
 
-def begin(board: Board, steps: int = 2000) -> None:
-    """A run begins on the train node."""
-    board.tell(TRAIN, {"kind": "begin", "name": "golden_digits", "step": 0, "steps": steps})
+def begin(board: Board, steps: int = 2000, place: Place = TRAIN) -> dict[str, Any]:
+    """A run begins on a train node; what was told."""
+    return board.tell(place, {"kind": "begin", "name": "golden_digits", "step": 0, "steps": steps})
 
 
-def trained(board: Board, first: int, last: int, steps: int = 2000) -> list[dict[str, Any]]:
+def trained(board: Board, first: int, last: int, steps: int = 2000, place: Place = TRAIN) -> list[dict[str, Any]]:
     """Steps of a run as they are recorded: noisy falling loss, validation, pictures; what was told."""
     told = []
     for step in range(first, last + 1):
@@ -87,11 +95,11 @@ def trained(board: Board, first: int, last: int, steps: int = 2000) -> list[dict
         numbers = {"loss": 0.32 + 0.6 / (1 + step / 40) + 0.18 * noise, "learning_rate": 1e-4 * min(1.0, step / 50),
                    "grad_norm": 0.4 + 0.3 / (1 + step / 60) + 0.2 * abs(noise)}  # fmt: skip
         time = {"steps_per_second": 3.2, "seconds_left": (steps - step) / 3.2}
-        told.append(board.tell(TRAIN, {"kind": "step", "step": step, **numbers, **time}))
+        told.append(board.tell(place, {"kind": "step", "step": step, **numbers, **time}))
         if step % 40 == 0:
-            told.append(board.tell(TRAIN, {"kind": "validation", "step": step, "loss": 0.36 + 0.5 / (1 + step / 40)}))
+            told.append(board.tell(place, {"kind": "validation", "step": step, "loss": 0.36 + 0.5 / (1 + step / 40)}))
         if step % 25 == 0:
-            told.append(board.tell(TRAIN, {"kind": "picture", "step": step, "width": 256, "height": 64}, picture(step)))
+            told.append(board.tell(place, {"kind": "picture", "step": step, "width": 256, "height": 64}, picture(step)))
     return told
 
 
