@@ -110,10 +110,14 @@ class Board:
         return told
 
     def history(self, place: Place, after: int = 0) -> dict[str, Any]:
-        """{"entries": those after that number, "running": whether its run can be asked for something}."""
+        """{"entries": those after that number, "running": whether its run hears commands, "known": whether it ran}.
+
+        What is not known ran before the server was started, or long ago.
+        """
         with self._lock:
             story = self._story(place)
-            return {"entries": story.since(after), "running": story.running} if story else _NOTHING
+            entries, running = (story.since(after), story.running) if story else ([], False)
+            return {"entries": entries, "running": running, "known": story is not None}
 
     def picture(self, place: Place, number: int) -> bytes | None:
         """The picture of the entry with that number, while it is kept."""
@@ -149,8 +153,6 @@ class Board:
         """That place's, else the one that was queued without a page and has no workflow's id."""
         return self._stories.get(place) or self._stories.get(Place(place.node))
 
-
-_NOTHING: dict[str, Any] = {"entries": [], "running": False}
 
 board = Board()
 """The one of this process."""

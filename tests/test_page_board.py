@@ -33,7 +33,7 @@ def test_entries_come_back_in_order_and_only_those_not_known() -> None:
     assert [entry["kind"] for entry in entries(board)] == ["begin", "step", "validation", "step"]
     assert entries(board)[1:] == told and told[0]["node"] == "7" and told[0]["workflow"] == "a-workflow"
     assert board.history(NODE, told[1]["seq"])["entries"] == told[2:]
-    assert board.history(Place("8", "a-workflow")) == {"entries": [], "running": False}
+    assert board.history(Place("8", "a-workflow")) == {"entries": [], "running": False, "known": False}
 
 
 def test_numbers_rise_over_a_restart() -> None:

@@ -124,7 +124,9 @@ def test_entries_go_to_the_page_that_queued_with_node_and_workflow(server: Serve
     progress().event({"kind": "begin", "name": "ink", "step": 0, "steps": 9})
     [(event, data, client)] = server.sent
     assert (event, client, data["node"], data["workflow"]) == ("diff2flow.train", "page", "7", "a-workflow")
-    assert history(server) == {"entries": [data], "running": True} and history(server, "8")["entries"] == []
+    assert (
+        history(server) == {"entries": [data], "running": True, "known": True} and history(server, "8")["entries"] == []
+    )
 
 
 def test_a_fast_bar_sends_little_and_its_end(server: Server) -> None:
@@ -174,3 +176,10 @@ def test_without_a_server_nothing_is_sent(server: Server, monkeypatch: pytest.Mo
     progress().event({"kind": "begin", "name": "ink", "step": 0, "steps": 9})
     hosts.serve_page()
     assert server.sent == [] and server.routes.handlers == {}
+
+
+@pytest.mark.parametrize("extra", [{}, {"extra_pnginfo": None}, {"extra_pnginfo": {"workflow": {}}}, None])
+def test_a_prompt_queued_without_a_page_has_no_workflow(server: Server, extra: Any) -> None:
+    server.prompt_queue.currently_running = {0: (0, "prompt", {}, extra, [])}
+    progress().event({"kind": "begin", "name": "ink", "step": 0, "steps": 9})
+    assert sent(server)[0]["workflow"] == "" and history(server)["running"]

@@ -51,7 +51,7 @@ def headline(page: Page, node: int) -> str:
 def test_nodes_get_their_panels_and_room_for_them(seen: Page) -> None:
     widgets = "() => Object.fromEntries(Object.values(nodes).map((n) => [n.id, n.widgets.map((w) => w.serialize)]))"
     assert seen.page.evaluate(widgets) == {"3": [False], "5": [], "7": [False], "8": [False], "9": []}
-    assert seen.page.evaluate("() => [nodes[7].size, nodes[9].size]") == [[400, 560], [200, 100]]
+    assert seen.page.evaluate("() => [nodes[7].size, nodes[9].size]") == [[400, 572], [200, 100]]
 
 
 def test_a_node_in_a_subgraph_has_its_history_and_its_pictures(seen: Page) -> None:

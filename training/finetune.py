@@ -27,7 +27,7 @@ from .pair_distances import without_worst
 from .parallel import Processes, joined
 from .port import Backbone, Progress, TextBackbone, TrainingDataset
 from .product import DTYPES, Finetuned, Output, save_product
-from .record import LOG, Events, JsonLines, Sink, TensorBoard, clock
+from .record import LOG, Events, JsonLines, Sink, TensorBoard, clock, failure_told
 from .run_folder import RunFolder, open_run
 from .sample_files import save_samples
 from .settings import TrainSettings
@@ -128,7 +128,7 @@ def finetune(job: Job, progress: Progress) -> Finetuned:
     # ComfyUI runs every node under inference mode: this is the one place that leaves it.
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         stack.callback(progress.close)
-        stack.enter_context(_failure_told(progress))
+        stack.enter_context(failure_told(progress))
         for dataset in filter(None, (job.dataset, job.watch.held_out)):
             require_fit(job.backbone, dataset)
         require_suited(job.settings.objective.reflow, job.dataset, job.lora)
@@ -322,16 +322,6 @@ class _Session:
         _LOG.warning("The run '%s' ended early (%s): %s", self._folder.path.name, type(error).__name__, kept)
         if isinstance(error, ValueError):
             error.args = (f"{error}; {kept}",)
-
-
-@contextmanager
-def _failure_told(progress: Progress) -> Iterator[None]:
-    """The page hears of what ends the run early."""
-    try:
-        yield
-    except BaseException as error:
-        progress.event({"kind": "failed", "error": type(error).__name__, "message": str(error)})
-        raise
 
 
 def _thinned(losses: list[float]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,6 +121,16 @@ class Events:
 
     def close(self) -> None:
         """Nothing is left open."""
+
+
+@contextmanager
+def failure_told(progress: Progress) -> Iterator[None]:
+    """The page hears of what ends the context early."""
+    try:
+        yield
+    except BaseException as error:
+        progress.event({"kind": "failed", "error": type(error).__name__, "message": str(error)})
+        raise
 
 
 def clock(seconds: float) -> str:

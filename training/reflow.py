@@ -25,7 +25,7 @@ from .pair_dataset import PairDataset, image_sizes
 from .pairs import PairStore, Run, Share
 from .port import Backbone, Progress
 from .prompts import Prompts
-from .record import clock
+from .record import clock, failure_told
 from .shards import ShardStore
 from .teacher import BatchSize, Teacher, TeacherSettings
 
@@ -141,7 +141,7 @@ def _made(
     _encode(texts, captions, maker.encode, PAIR_DTYPES[settings.dtype], lambda: progress(total, title))
     if len(missing):
         bar = progress(len(missing), f"Making pairs of {folder.name}")
-        with closing(bar), maker.network() as backbone:
+        with closing(bar), failure_told(bar), maker.network() as backbone:
             store.write_manifest(_about(backbone, maker))
             store.tidy(settings.share)
             making = _Making(store, texts, prompts, settings, Teacher(backbone, maker.flow, settings.teacher), bar)

@@ -8,7 +8,7 @@ import { PairsPanel } from "./panel/pairs_panel.js";
 import { TrainPanel } from "./panel/train_panel.js";
 
 const PANELS = { Diff2FlowTrain: TrainPanel, Diff2FlowReflowPairs: PairsPanel };
-const WIDTH = 400, CHECK = 2000;
+const WIDTH = 400, MARGIN = 6, CHECK = 2000;
 
 /** @type {Map<Object, {panel: import("./panel/panel.js").Panel, link: Link}>} by node */
 const attached = new Map();
@@ -38,8 +38,9 @@ function attach(node, Kind) {
     command: (command) => post(node, command),
     address: (seq) => api.apiURL(`/diff2flow/picture/${idOf(node)}/${seq}${query()}`),
   });
-  const height = () => panel.height;
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height, getHeight: height };
+  const height = () => panel.height + 2 * MARGIN;
+  const heights = { getMinHeight: height, getMaxHeight: height, getHeight: height };
+  const options = { serialize: false, hideOnZoom: false, margin: MARGIN, ...heights };
   const widget = node.addDOMWidget("diff2flow_panel", "diff2flow_panel", panel.root, options);
   widget.serialize = false;
   attached.set(node, { panel, link: new Link(panel, (after) => history(node, after)) });

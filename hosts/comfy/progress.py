@@ -101,9 +101,11 @@ def _running_node() -> str:
 def _running_workflow() -> str:
     """Id of the workflow that the page sent along with the prompt."""
     queue = getattr(page_server(), "prompt_queue", None)
-    for item in list(getattr(queue, "currently_running", {}).values()):
-        return str(item[3].get("extra_pnginfo", {}).get("workflow", {}).get("id", ""))
-    return ""
+    try:
+        [(_, _, _, extra, *_)] = list(getattr(queue, "currently_running", {}).values())
+        return str(extra["extra_pnginfo"]["workflow"]["id"])
+    except (KeyError, TypeError, ValueError):  # queued without a page
+        return ""
 
 
 def _jpeg(picture: Any) -> bytes:

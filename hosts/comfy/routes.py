@@ -17,7 +17,7 @@ def add_routes(routes: Any) -> None:
 
 
 async def history(request: Any) -> Any:
-    """{"entries": [...], "running": bool}; ?after=<seq> leaves out what is known."""
+    """{"entries": [...], "running": bool, "known": bool}; ?after=<seq> leaves out what is known."""
     return web.json_response(board.history(_place(request), _number(request.query.get("after", ""))))
 
 

@@ -8,7 +8,7 @@ const SILENCE = 5000;
 export class Link {
   /**
    * @param {import("./panel.js").Panel} panel
-   * @param {(after: number) => Promise<{entries: Object[], running: boolean}>} history entries after a number
+   * @param {(after: number) => Promise<{entries: Object[], known: boolean}>} history entries after a number
    */
   constructor(panel, history) {
     this.panel = panel;
@@ -31,8 +31,7 @@ export class Link {
     const waiting = this.early;
     this.early = null;
     for (const entry of [...(answer?.entries ?? []), ...waiting]) this.hear(entry);
-    const { run } = this.panel;
-    if (answer && !answer.running && !answer.entries.length && run.state === "running") this.panel.apply({ kind: "lost" });
+    if (answer?.known === false && this.newest) this.panel.apply({ kind: "lost" });
   }
 
   /** Takes an entry as it comes. */

@@ -12,7 +12,8 @@ export class Panel {
     this.height = height;
     this.run = newRun();
     this.root = element("section", { className: "d2f-panel", "aria-label": label });
-    this.root.style.height = `${height}px`;
+    // All three: the Vue renderer stretches what is in its boxes, the canvas renderer does not.
+    Object.assign(this.root.style, { height: `${height}px`, minHeight: `${height}px`, maxHeight: `${height}px` });
   }
 
   /** Takes an entry. */
