@@ -11,7 +11,9 @@ import pytest
 from browser import Page, browser, missing
 from panel_server import PAIRS, TRAIN, PanelServer, begin, trained
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
+
 SHOTS = os.environ.get("PANEL_SHOTS")
 """Folder for pictures of what the tests see; none without."""
 PIXELS = """() => {

@@ -11,7 +11,9 @@ from panel_server import PanelServer, begin, trained
 
 from diff2flow_nodes.hosts.page import Place
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
+
 OWN, INNER = Place("7"), Place("5:3")
 
 
