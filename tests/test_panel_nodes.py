@@ -100,3 +100,23 @@ def test_a_removed_node_lets_its_panel_go(seen: Page, server: PanelServer) -> No
     seen.page.evaluate("() => nodes[7].onRemoved()")
     say(seen, "diff2flow.train", begin(server.board, place=OWN))
     assert headline(seen, 7) == "Not trained yet"
+
+
+def test_a_recipe_shows_what_is_usually_changed_and_expert_everything(seen: Page) -> None:
+    values = {"objective": "diff2flow", "steps": 9, "recipe": "finetune", "resume": "auto", "save_every": 250}
+    seen.page.evaluate("(values) => { window.train = added(20, 'Diff2FlowTrain', values); }", values)
+    shown = "() => train.widgets.filter((w) => !w.hidden && !w.options?.hidden).map((w) => w.name)"
+    seen.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert seen.page.evaluate(shown) == ["steps", "recipe", "diff2flow_panel"]
+    small = seen.page.evaluate("() => train.size[1]")
+    choose = (
+        "(value) => { const w = train.widgets.find((w) => w.name === 'recipe'); w.value = value; w.callback(value); }"
+    )
+    seen.page.evaluate(choose, "expert")
+    assert (
+        seen.page.evaluate(shown) == [*values, "diff2flow_panel"] and seen.page.evaluate("() => train.told") == "expert"
+    )
+    assert seen.page.evaluate("() => train.size[1]") == small + 3 * 20
+    seen.page.evaluate("() => { train.inputs.push({ widget: { name: 'resume' }, link: 4 }); }")
+    seen.page.evaluate(choose, "depth")
+    assert seen.page.evaluate(shown) == ["steps", "recipe", "resume", "diff2flow_panel"]

@@ -32,3 +32,16 @@ def test_the_library_is_whole_and_has_its_licence() -> None:
     )
     assert "Permission is hereby granted" in (library.parent / "uPlot-LICENSE.txt").read_text()
     assert (library.with_suffix(".min.css")).is_file()
+
+
+def test_the_train_node_begins_with_ten_widgets_at_most() -> None:
+    """Every name that its recipes show is an input, or the control that ComfyUI puts behind a seed."""
+    from diff2flow_nodes.nodes import NODE_CLASS_MAPPINGS
+
+    [listed] = re.findall(r"USUAL = \[(.*?)\]", (WEB / "panel" / "recipe.js").read_text(encoding="utf-8"))
+    usual, declared = set(re.findall(r'"(\w+)"', listed)), NODE_CLASS_MAPPINGS["Diff2FlowTrain"].INPUT_TYPES()
+    inputs = {name: kind for part in declared.values() for name, (kind, _) in part.items()}
+    widgets = {
+        name for name, kind in inputs.items() if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN")
+    }
+    assert usual - widgets == {"control_after_generate"} and len(usual) <= 10 < len(widgets)

@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { executionId, nodeOf } from "./panel/graph_ids.js";
 import { Link } from "./panel/link.js";
 import { PairsPanel } from "./panel/pairs_panel.js";
+import { onRecipe, showWhatIsUsual } from "./panel/recipe.js";
 import { TrainPanel } from "./panel/train_panel.js";
 
 const PANELS = { Diff2FlowTrain: TrainPanel, Diff2FlowReflowPairs: PairsPanel };
@@ -26,12 +27,25 @@ app.registerExtension({
   nodeCreated(node) {
     const Kind = PANELS[node.comfyClass];
     if (Kind) attach(node, Kind);
+    onRecipe(node, () => tidy(node));
+    requestAnimationFrame(() => tidy(node));
   },
   loadedGraphNode(node) {
+    tidy(node);
     if (attached.has(node)) grow(node);
   },
-  afterConfigureGraph: loadAll,
+  afterConfigureGraph() {
+    attached.forEach((_, node) => tidy(node));
+    loadAll();
+  },
 });
+
+/** Shows what the node's recipe asks for, in as much room as that takes. */
+function tidy(node) {
+  if (!attached.has(node) || !showWhatIsUsual(node)) return;
+  node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+  app.canvas?.setDirty(true, true);
+}
 
 function attach(node, Kind) {
   const panel = new Kind({
