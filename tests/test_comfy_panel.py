@@ -78,8 +78,10 @@ def graph_of(name: str) -> Graph:
 def opened_page(page: Page, server: ComfyServer, vue: bool) -> None:
     page.page.goto(f"http://127.0.0.1:{server.port}/")
     ready(page)
+    page.page.evaluate("() => window.app.extensionManager.setting.set('Comfy.TutorialCompleted', true)")
     setting = "(on) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
     page.page.evaluate(setting, vue)
+    page.page.keyboard.press("Escape")  # the templates that a first visit shows
 
 
 def ready(page: Page) -> None:
