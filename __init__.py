@@ -10,7 +10,9 @@ __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
 def __getattr__(name: str) -> Any:
     """The mappings, imported when ComfyUI asks for them: the command line answers sooner without torch."""
     if name in ("NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"):
-        from . import nodes
+        from . import hosts, nodes
 
+        if name == "NODE_CLASS_MAPPINGS":
+            hosts.serve_page()
         return getattr(nodes, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

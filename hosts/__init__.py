@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from .port import Host, HostError, ModelFacts
 
-__all__ = ["Host", "HostError", "ModelFacts", "current", "use"]
+__all__ = ["Host", "HostError", "ModelFacts", "current", "serve_page", "use"]
 
 _chosen: list[Any] = []
 
@@ -23,3 +24,12 @@ def current() -> Host:
 
         use(ComfyHost())
     return _chosen[0]
+
+
+def serve_page() -> None:
+    """Lets ComfyUI's server answer the page's panels; without that server nothing happens."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None:
+        from .comfy.routes import add_routes
+
+        add_routes(server.routes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from .widgets import choice, count, line, number, seed, switch
 CATEGORY = "Diff2Flow/training"
 RUNS = "diff2flow"
 """Folder of all runs, inside the output folder."""
+_stopped: Counter[str] = Counter()
+"""How often a run of that name was stopped before its last step, and its outputs handed on all the same."""
 
 
 class Diff2FlowTrain:
@@ -64,6 +67,11 @@ class Diff2FlowTrain:
         except ValueError as error:
             return str(error)
 
+    @classmethod
+    def IS_CHANGED(cls, output_name: str | None = None, **_: Any) -> int:
+        """Another number after "Stop and save": queued again with the same inputs, the run goes on."""
+        return _stopped[output_name] if output_name else _stopped.total()
+
     @names_node("Diff2Flow Train")
     def train(
         self,
@@ -105,6 +113,8 @@ class Diff2FlowTrain:
         with host.training(model, encoder) as backbone:
             job = Job(backbone, dataset, lora, settings, output, keeping, watched, model_id)
             result = finetune(job, progress)
+        if len(result.losses) < steps:
+            _stopped[output_name] += 1
         trained, encoder = _trained(host, model, encoder, lora, result)
         return trained, result.name, loss_plot(result.losses, result.name), clip if encoder is None else encoder
 

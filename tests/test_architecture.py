@@ -25,7 +25,8 @@ ROOMS = {
     "nodes": {"hosts", "training", "depth", "metrics", "samplers", "alignment", "files"},
 }
 HOST_ONLY = {"comfy": "hosts/comfy", "folder_paths": "hosts/comfy", "server": "hosts/comfy",
-             "latent_preview": "hosts/comfy", "comfy_extras": "hosts/comfy",
+             "latent_preview": "hosts/comfy", "comfy_extras": "hosts/comfy", "comfy_execution": "hosts/comfy",
+             "aiohttp": "hosts/comfy",
              "diffusers": "hosts/headless", "transformers": "hosts/headless"}  # fmt: skip
 LAZY = ("peft", "diffusers", "transformers", "matplotlib", "torchdiffeq", "accelerate", "OpenEXR", "h5py",
         "torchmetrics", "torch_fidelity", "scipy")  # fmt: skip

@@ -100,5 +100,5 @@ def test_the_readme_installs_what_there_is() -> None:
     assert install.count(about["urls"]["Repository"]) == 2
     shown = set(re.findall(r"`(\w+)` \(|`(\w+)`,", install))
     extras = {name for pair in shown for name in pair if name}
-    assert extras == set(about["optional-dependencies"]) - {"headless", "dev"}
+    assert extras == set(about["optional-dependencies"]) - {"headless", "dev", "browser"}
     assert f"Python {about['requires-python'].removeprefix('>=')} or newer" in install

@@ -104,6 +104,18 @@ def test_stopped_anywhere_it_goes_on_to_the_very_same_pairs(tmp_path):
         assert sorted(numbers_in(folder)) == list(range(7))
 
 
+def test_the_page_hears_how_far_it_is_and_why_it_ended(tmp_path):
+    progress = SilentProgress()
+    make(tmp_path, 3, progress, batch_size=2)
+    told = [entry for entry in progress.events if entry["kind"] == "pairs"]
+    assert (told[0]["done"], told[-1]["done"], told[-1]["total"]) == (0, 3, 3)
+    assert told[0]["seconds_left"] is None and told[-1]["seconds_left"] == 0.0 and told[-1]["steps_per_second"] > 0
+    stopped = StopsAfter(9)
+    with pytest.raises(Stop):
+        make(tmp_path, 40, stopped, batch_size=2)
+    assert stopped.events[-1]["kind"] == "failed" and stopped.events[-1]["error"] == "Stop"
+
+
 def test_more_pairs_go_on_and_nothing_is_made_twice(tmp_path):
     with shards_of(3):
         make(tmp_path / "a", 8)

@@ -65,6 +65,17 @@ def _train(dataset, **inputs):
     return Diff2FlowTrain().train("model", dataset, lora, **{**values, **inputs})
 
 
+def test_queued_again_after_stop_and_save_it_runs_again(host, monkeypatch):
+    values = {"output_name": "ink", "steps": 3, "model": None}
+    assert Diff2FlowTrain.IS_CHANGED(**values) == 0
+    _train(_dataset())
+    assert Diff2FlowTrain.IS_CHANGED(**values) == 0
+    monkeypatch.setattr(SilentProgress, "command", lambda self: "stop")
+    assert _train(_dataset(), output_name="stopped", seed=1)[1] == "stopped.safetensors"
+    changed = [Diff2FlowTrain.IS_CHANGED(output_name=name) for name in ("stopped", "ink", None)]
+    assert changed == [1, 0, 1]
+
+
 def test_from_a_folder_to_a_lora(host):
     dataset, summary = Diff2FlowImageDataset().build("ink", "vae", "clip", 32, trigger="inkstyle")
     assert "3 images of 32×32 px" in summary and len(host.encoded) == 3 + 4

@@ -109,7 +109,7 @@ class _Silent:
     def update(self, *_):
         pass
 
-    event = close = update
+    event = close = command = update
 
 
 @pytest.mark.parametrize(

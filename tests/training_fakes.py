@@ -133,6 +133,8 @@ class SilentProgress:
         self.updates: list[tuple[int, str]] = []
         self.events: list[Mapping[str, Any]] = []
         self.closed = False
+        self.commands: dict[int, str] = {}
+        self._asked = 0
         self._raise_at, self._error = raise_at, error
 
     def update(self, done: int, text: str = "", preview: Any = None) -> None:
@@ -142,6 +144,11 @@ class SilentProgress:
 
     def event(self, entry: Mapping[str, Any]) -> None:
         self.events.append(entry)
+
+    def command(self) -> str:
+        """What `commands` says for the step, counted by the calls: every step asks once."""
+        self._asked += 1
+        return self.commands.get(self._asked, "")
 
     def close(self) -> None:
         self.closed = True

@@ -27,7 +27,7 @@ from .pair_distances import without_worst
 from .parallel import Processes, joined
 from .port import Backbone, Progress, TextBackbone, TrainingDataset
 from .product import DTYPES, Finetuned, Output, save_product
-from .record import LOG, Events, JsonLines, Sink, TensorBoard, clock
+from .record import LOG, Events, JsonLines, Sink, TensorBoard, clock, failure_told
 from .run_folder import RunFolder, open_run
 from .sample_files import save_samples
 from .settings import TrainSettings
@@ -35,7 +35,7 @@ from .signals import ignored
 from .validation import Validation
 
 _LOG = logging.getLogger(__name__)
-_RECENT = 20
+_RECENT, _SHOWN = 20, 500
 
 Draw = Callable[[Any, FlowParameterization, "TextBackbone | None"], "list[tuple[str, Tensor]]"]
 """Samples of a MODEL along a flow, with the text encoders in training: pairs of a short title and an IMAGE."""
@@ -128,6 +128,7 @@ def finetune(job: Job, progress: Progress) -> Finetuned:
     # ComfyUI runs every node under inference mode: this is the one place that leaves it.
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         stack.callback(progress.close)
+        stack.enter_context(failure_told(progress))
         for dataset in filter(None, (job.dataset, job.watch.held_out)):
             require_fit(job.backbone, dataset)
         require_suited(job.settings.objective, job.dataset, job.lora)
@@ -152,6 +153,7 @@ class _Session:
         self._began, self._timer = time.time(), time.monotonic()
         self._validation = _validation(job, self._loop)
         self._sinks: list[Sink] = []
+        self._asked = ""
 
     def run(self) -> Finetuned:
         """Trains; saves the state and the product however it ends."""
@@ -192,7 +194,10 @@ class _Session:
             self._sinks = [Events(self._progress), JsonLines(self._folder.path / LOG, self._resumed_at)]
             if self._job.watch.tensorboard:
                 self._sinks.append(TensorBoard(self._folder.path / "tensorboard", self._resumed_at))
-        self._add({"kind": "begin", "step": self._loop.step, "steps": self._job.settings.steps})
+        begin = {"kind": "begin", "name": self._job.output.name, "step": self._loop.step}
+        self._add({**begin, "steps": self._job.settings.steps})
+        if self._loop.losses:
+            self._progress.event({"kind": "earlier", "step": self._loop.step, **_thinned(self._loop.losses)})
         try:
             yield
         finally:
@@ -201,6 +206,10 @@ class _Session:
             for sink in self._sinks:
                 sink.close()
             self._sinks = []
+
+    def _phase(self, phase: str) -> None:
+        """What takes a while now, for the page."""
+        self._progress.event({"kind": "phase", "phase": phase, "step": self._loop.step})
 
     def _add(self, entry: Mapping[str, Any]) -> None:
         for sink in self._sinks:
@@ -222,25 +231,32 @@ class _Session:
 
     def _due(self, step: int) -> bool:
         watch, keeping = self._job.watch, self._job.keeping
-        return any(every and step % every == 0 for every in (watch.sample_every, watch.validate_every)) or bool(
-            keeping.save_every and step % keeping.save_every == 0
-        )
+        if self._processes.count == 1:  # only the writer has a page: several processes would have to agree
+            self._asked = self._progress.command() or self._asked
+        regular = (watch.sample_every, watch.validate_every, keeping.save_every)
+        return bool(self._asked) or any(every and step % every == 0 for every in regular)
 
-    def _pause(self) -> None:
-        """Saves, validates and samples, as far as each is due."""
+    def _pause(self) -> bool:
+        """Saves, validates and samples, as far as each is due or asked for; whether the run is to end here."""
         step, watch, keeping = self._loop.step, self._job.watch, self._job.keeping
+        asked, self._asked = self._asked, ""
         if keeping.save_every and step % keeping.save_every == 0:
             self._save_state()
         if self._validation is not None and step % watch.validate_every == 0:
+            self._phase("validating")
             with self._loop.product_in_place():
                 self._add({"kind": "validation", "step": step, **self._validation.losses(self._job.backbone)})
         if watch.draw is not None and watch.sample_every and step % watch.sample_every == 0:
             self._sample(step)
+        if asked == "save":
+            self._save()
+        return asked == "stop"
 
     def _sample(self, step: int) -> None:
         """Draws and saves samples, by the host's own sampler."""
         if not self._processes.is_writer:
             return
+        self._phase("sampling")
         objective, watch = self._loop.objective, self._job.watch
         flow = FlowParameterization(objective.alignment, objective.start)
         with self._loop.product_in_place(), torch.no_grad(), self._job.backbone.sampled() as model:
@@ -252,6 +268,7 @@ class _Session:
 
     def _save_state(self) -> None:
         if self._processes.is_writer and self._loop.step > self._saved_at:
+            self._phase("saving")
             for sink in self._sinks:
                 sink.flush()  # first: a run that goes on from this state keeps the log up to it
             self._folder.save(self._loop.state(), self._job.keeping.keep)
@@ -261,7 +278,9 @@ class _Session:
     def _save(self) -> Finetuned:
         """The state and the product of the steps that were made."""
         self._save_state()
+        self._phase("saving")
         result = self._saved_product()
+        self._progress.event({"kind": "saved", "step": self._loop.step, "name": result.name})
         return replace(result, name=self._processes.told(result.name))
 
     def _saved_product(self) -> Finetuned:
@@ -298,10 +317,17 @@ class _Session:
         with ignored():
             self._save_state()
             name = self._saved_product().name
+        self._progress.event({"kind": "saved", "step": self._loop.step, "name": name})
         kept = f"{self._loop.step} steps are saved as '{name}'; queue again to go on from there"
         _LOG.warning("The run '%s' ended early (%s): %s", self._folder.path.name, type(error).__name__, kept)
         if isinstance(error, ValueError):
             error.args = (f"{error}; {kept}",)
+
+
+def _thinned(losses: list[float]) -> dict[str, Any]:
+    """At most _SHOWN losses of the steps before this sitting, with their steps."""
+    every = -(-len(losses) // _SHOWN)
+    return {"losses": losses[every - 1 :: every], "steps": list(range(every, len(losses) + 1, every))}
 
 
 def _without_worst(job: Job, progress: Progress) -> TrainingDataset:

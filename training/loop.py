@@ -137,13 +137,13 @@ class Loop:
         """Steps made and read."""
         return len(self.losses)
 
-    def run(self, report: Report, due: Callable[[int], bool], pause: Callable[[], None]) -> None:
+    def run(self, report: Report, due: Callable[[int], bool], pause: Callable[[], object]) -> None:
         """All steps that are left.
 
         Args:
             report: told of every step, one step late unless a pause follows it; may raise to interrupt.
             due: whether to pause after this many steps.
-            pause: called with every step up to there made and read.
+            pause: called with every step up to there made and read; ends the run there if it returns True.
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; it names the step, whose update was not made.
@@ -158,7 +158,8 @@ class Loop:
                 self.intact = True
             if due(step + 1):
                 self._settle(report)
-                pause()
+                if pause() is True:
+                    return
         self._settle(report)
 
     def settle_last(self, report: Report) -> None:

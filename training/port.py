@@ -170,5 +170,8 @@ class Progress(Protocol):
     def event(self, entry: Mapping[str, Any]) -> None:
         """Tells the page, where there is one, what happened: {"kind": "step", "step": 12, "loss": 0.1, ...}."""
 
+    def command(self) -> str:
+        """What the page asks for since the last call: "save" (now), "stop" (and save), or "" where it asks nothing."""
+
     def close(self) -> None:
         """Ends the bar."""

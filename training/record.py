@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,14 +101,19 @@ class Events:
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._sent = progress, -_EVENT_SECONDS
+        self._held: Mapping[str, Any] | None = None
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Sends an entry unless one was sent just now."""
+        """Sends an entry; a step is held back if another was sent just now, and the last of them goes before others."""
         if entry["kind"] == "step":
             now = time.monotonic()
             if now - self._sent < _EVENT_SECONDS:
+                self._held = entry
                 return
-            self._sent = now
+            self._held, self._sent = None, now
+        elif self._held is not None:
+            self._progress.event(self._held)
+            self._held = None
         self._progress.event(entry)
 
     def flush(self) -> None:
@@ -115,6 +121,16 @@ class Events:
 
     def close(self) -> None:
         """Nothing is left open."""
+
+
+@contextmanager
+def failure_told(progress: Progress) -> Iterator[None]:
+    """The page hears of what ends the context early."""
+    try:
+        yield
+    except BaseException as error:
+        progress.event({"kind": "failed", "error": type(error).__name__, "message": str(error)})
+        raise
 
 
 def clock(seconds: float) -> str:

@@ -25,7 +25,7 @@ from .pair_dataset import PairDataset, image_sizes
 from .pairs import PairStore, Run, Share
 from .port import Backbone, Progress
 from .prompts import Prompts
-from .record import clock
+from .record import clock, failure_told
 from .shards import ShardStore
 from .teacher import BatchSize, Teacher, TeacherSettings
 
@@ -141,7 +141,7 @@ def _made(
     _encode(texts, captions, maker.encode, PAIR_DTYPES[settings.dtype], lambda: progress(total, title))
     if len(missing):
         bar = progress(len(missing), f"Making pairs of {folder.name}")
-        with closing(bar), maker.network() as backbone:
+        with closing(bar), failure_told(bar), maker.network() as backbone:
             store.write_manifest(_about(backbone, maker))
             store.tidy(settings.share)
             making = _Making(store, texts, prompts, settings, Teacher(backbone, maker.flow, settings.teacher), bar)
@@ -201,7 +201,7 @@ class _Making:
                     self._flush()
         finally:
             self._flush()
-        self._progress.update(self._done, self._text())
+        self._tell()
 
     def _batch(self, pairs: Sequence[int]) -> int:
         """Makes pairs, all in one batch; how many."""
@@ -221,13 +221,18 @@ class _Making:
 
     def _stepped(self) -> None:
         self._steps += 1
-        self._progress.update(self._done, self._text())
+        self._tell()
 
-    def _text(self) -> str:
+    def _tell(self) -> None:
+        """Pairs made, teacher's steps a second and seconds left: on the bar and on the page."""
         seconds = max(1e-9, time.monotonic() - self._began)
-        each = seconds / self._done if self._done else 0.0
-        left = f", {clock(each * (self._total - self._done))} left" if self._done else ""
-        return f"{self._done} of {self._total} pairs, {self._steps / seconds:.2f} it/s{left}"
+        rate, left = self._steps / seconds, None
+        if self._done:
+            left = seconds / self._done * (self._total - self._done)
+        entry = {"kind": "pairs", "done": self._done, "total": self._total}
+        self._progress.event({**entry, "steps_per_second": rate, "seconds_left": left})
+        remaining = "" if left is None else f", {clock(left)} left"
+        self._progress.update(self._done, f"{self._done} of {self._total} pairs, {rate:.2f} it/s{remaining}")
 
     def _flush(self) -> None:
         """Writes what is finished, a shard for each run of pairs that follow each other."""

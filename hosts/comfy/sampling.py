@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from . import models
 from .image_input import show_image
 
 _TABLE = 1000
+_silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 class FlowModelSampling(comfy.model_sampling.CONST, torch.nn.Module):
@@ -130,9 +133,19 @@ def sample(
         negative,
         samples,
         noise_mask=latent.get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, sigmas.shape[-1] - 1),
+        callback=None if _silent.get() else latent_preview.prepare_callback(model, sigmas.shape[-1] - 1),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
     kept = {k: v for k, v in latent.items() if not k.startswith("downscale_ratio")}
     return {**kept, "samples": out}
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Sampling neither moves the running node's bar nor shows previews in it: the node is training."""
+    token = _silent.set(True)
+    try:
+        yield
+    finally:
+        _silent.reset(token)

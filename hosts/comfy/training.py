@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...files import sha256_of
 from ...training.conditioning import beside_image
 from ...training.memory import give_back
-from . import loading, models
+from . import loading, models, sampling
 from .text_training import ComfyText
 
 _PREFIX = "model.diffusion_model."
@@ -80,7 +80,8 @@ class ComfyBackbone:
         was_training = self.module.training
         self.module.eval()
         try:
-            yield self._patcher
+            with sampling.silent():
+                yield self._patcher
         finally:
             self.module.train(was_training)
             patchers = [self._patcher] if self.text is None else [self._patcher, self.text.patcher]

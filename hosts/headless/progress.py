@@ -24,6 +24,10 @@ class TqdmProgress:
     def event(self, entry: Mapping[str, Any]) -> None:
         """There is no page."""
 
+    def command(self) -> str:
+        """Nobody asks for anything: Ctrl-C saves and stops."""
+        return ""
+
     def close(self) -> None:
         """Ends the bar, its last state stays on the screen."""
         self._bar.close()

@@ -1,0 +1,122 @@
+"""The panels as `web/diff2flow.js` puts them into nodes, in Chromium with stand-ins for ComfyUI's app and api."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import Page, browser, missing
+from panel_server import PanelServer, begin, trained
+
+from diff2flow_nodes.hosts.page import Place
+
+if missing():
+    pytest.skip(missing(), allow_module_level=True)
+
+OWN, INNER = Place("7"), Place("5:3")
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Any]:
+    with browser() as running:
+        yield running
+
+
+@pytest.fixture
+def server() -> Iterator[PanelServer]:
+    with PanelServer() as running:
+        yield running
+
+
+@pytest.fixture
+def seen(opened: Any, server: PanelServer) -> Iterator[Page]:
+    begin(server.board, place=INNER)
+    trained(server.board, 1, 30, place=INNER)
+    page = Page(opened)
+    page.page.goto(server.node_address)
+    page.page.wait_for_selector("body[data-ready]")
+    yield page
+    assert page.complaints == []
+    page.page.close()
+
+
+def say(page: Page, name: str, detail: Any) -> None:
+    page.page.evaluate("([name, detail]) => say(name, detail)", [name, detail])
+
+
+def headline(page: Page, node: int) -> str:
+    page.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    return page.page.locator(f"#node-{node} .d2f-headline").inner_text()
+
+
+def test_nodes_get_their_panels_and_room_for_them(seen: Page) -> None:
+    widgets = "() => Object.fromEntries(Object.values(nodes).map((n) => [n.id, n.widgets.map((w) => w.serialize)]))"
+    assert seen.page.evaluate(widgets) == {"3": [False], "5": [], "7": [False], "8": [False], "9": []}
+    assert seen.page.evaluate("() => [nodes[7].size, nodes[9].size]") == [[400, 572], [200, 100]]
+
+
+def test_a_node_in_a_subgraph_has_its_history_and_its_pictures(seen: Page) -> None:
+    assert headline(seen, 3) == "Step 30 of 2000" and headline(seen, 7) == "Not trained yet"
+    seen.page.wait_for_function("() => document.querySelector('#node-3 img').naturalWidth === 256")
+    with seen.page.expect_response("**/diff2flow/command/5:3*") as answer:
+        seen.page.locator("#node-3").get_by_role("button", name="Save now").click()
+    assert answer.value.ok
+
+
+def test_entries_reach_their_node_and_those_of_other_workflows_none(seen: Page, server: PanelServer) -> None:
+    told = [begin(server.board, place=OWN), *trained(server.board, 1, 12, place=OWN)]
+    say(seen, "diff2flow.train", {**told[0], "workflow": "another"})
+    assert headline(seen, 7) == "Not trained yet"
+    for entry in told:
+        say(seen, "diff2flow.train", entry)
+    assert headline(seen, 7) == "Step 12 of 2000" and headline(seen, 3) == "Step 30 of 2000"
+
+
+def test_training_waits_for_the_dataset_and_says_so(seen: Page) -> None:
+    status = {"kind": "status", "node": "9", "workflow": "a-workflow", "seq": 1, "title": "Encoding digits", "text": ""}
+    say(seen, "executing", "9")
+    say(seen, "diff2flow.train", {**status, "done": 12, "total": 100})
+    assert headline(seen, 7) == "Encoding digits · 12 of 100" and headline(seen, 3) == "Step 30 of 2000"
+    say(seen, "executing", "7")
+    assert headline(seen, 7) == "Getting the model ready"
+    say(seen, "executing", None)
+    assert headline(seen, 7) != "Getting the model ready"
+
+
+def test_failures_are_shown_where_they_hit(seen: Page) -> None:
+    status = {"kind": "status", "node": "9", "workflow": "", "seq": 1, "title": "Encoding digits", "text": "one.png"}
+    say(seen, "diff2flow.train", {**status, "done": 0, "total": 100})
+    failure = {"exception_type": "ValueError", "exception_message": "folder: there is none\n", "node_type": "KSampler"}
+    say(seen, "execution_error", {**failure, "node_id": "9"})
+    assert headline(seen, 7) == "Stopped by an error"
+    assert seen.page.locator("#node-7 .d2f-note").inner_text() == "KSampler: folder: there is none"
+    say(seen, "executing", "8")
+    say(seen, "execution_interrupted", {"node_id": "8", "node_type": "Diff2FlowReflowPairs"})
+    assert headline(seen, 8) == "Cancelled; finished pairs are kept"
+
+
+def test_a_removed_node_lets_its_panel_go(seen: Page, server: PanelServer) -> None:
+    seen.page.evaluate("() => nodes[7].onRemoved()")
+    say(seen, "diff2flow.train", begin(server.board, place=OWN))
+    assert headline(seen, 7) == "Not trained yet"
+
+
+def test_a_recipe_shows_what_is_usually_changed_and_expert_everything(seen: Page) -> None:
+    values = {"objective": "diff2flow", "steps": 9, "recipe": "finetune", "resume": "auto", "save_every": 250}
+    seen.page.evaluate("(values) => { window.train = added(20, 'Diff2FlowTrain', values); }", values)
+    shown = "() => train.widgets.filter((w) => !w.hidden && !w.options?.hidden).map((w) => w.name)"
+    seen.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert seen.page.evaluate(shown) == ["steps", "recipe", "diff2flow_panel"]
+    small = seen.page.evaluate("() => train.size[1]")
+    choose = (
+        "(value) => { const w = train.widgets.find((w) => w.name === 'recipe'); w.value = value; w.callback(value); }"
+    )
+    seen.page.evaluate(choose, "expert")
+    assert (
+        seen.page.evaluate(shown) == [*values, "diff2flow_panel"] and seen.page.evaluate("() => train.told") == "expert"
+    )
+    assert seen.page.evaluate("() => train.size[1]") == small + 3 * 20
+    seen.page.evaluate("() => { train.inputs.push({ widget: { name: 'resume' }, link: 4 }); }")
+    seen.page.evaluate(choose, "depth")
+    assert seen.page.evaluate(shown) == ["steps", "recipe", "resume", "diff2flow_panel"]
