@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Page, browser, missing
 from comfy_server import ComfyServer, comfy_dir
 
 from diff2flow_nodes.bench.templates import api_graph
@@ -15,12 +16,10 @@ from diff2flow_nodes.bench.templates.declared import completed
 from diff2flow_nodes.bench.templates.words import TEMPLATES
 from diff2flow_nodes.tests.tiny_templates import write_inputs
 
-browsing = pytest.importorskip("browser")
-
 pytestmark = [
     pytest.mark.comfy,
     pytest.mark.skipif(comfy_dir() is None, reason="needs the real ComfyUI: set COMFYUI_DIR"),
-    pytest.mark.skipif(bool(browsing.missing()), reason=browsing.missing()),
+    pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 SHOTS = os.environ.get("TEMPLATE_SHOTS")
 """Folder for pictures of the templates; none without."""
@@ -53,8 +52,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """ComfyUI's page in the browser."""
     folder = tmp_path_factory.mktemp("comfy")
     write_inputs(folder / "input")
-    with ComfyServer(comfy_dir(), folder) as server, browsing.browser() as opened:
-        found = browsing.Page(opened, 1800, 1200)
+    with ComfyServer(comfy_dir(), folder) as server, browser() as opened:
+        found = Page(opened, 1800, 1200)
         found.page.goto(f"http://127.0.0.1:{server.port}/")
         found.page.wait_for_function("() => window.app?.graph && window.app.extensionManager?.setting", timeout=120_000)
         found.page.wait_for_timeout(3000)
