@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,7 +59,10 @@ def load_checkpoint(
             f"'{name}' has text encoders of width {context_width(clip)} and a UNet that takes {layout.context_width}:"
             f" a mixed file, or none of {layout.family}; choose another checkpoint"
         )
-    return Model(base), clip, read_autoencoder(state, name, device)
+    vae = read_autoencoder(state, name, device)
+    if vae is not None:
+        vae.path = path
+    return Model(base), None if clip is None else replace(clip, path=path), vae
 
 
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:
