@@ -83,8 +83,8 @@ class Diff2FlowSaveCheckpoint:
 def _require_lora(facts: ModelFacts) -> None:
     if not any(is_lora(lora) for lora in facts.loras):
         raise HostError(
-            "model: there is no Diff2Flow LoRA on it, so there is nothing to bake; put Diff2Flow LoRA Loader or Diff2Flow"
-            " Checkpoint Loader before it (at a strength other than 0), or save the model as it is by ComfyUI's"
+            "model: there is no Diff2Flow LoRA on it, so there is nothing to bake; put Diff2Flow LoRA Loader or"
+            " Diff2Flow Checkpoint Loader before it (at a strength other than 0), or save the model as it is by ComfyUI's"
             " CheckpointSave"
         )
 

@@ -1,4 +1,4 @@
-"""Diff2Flow Save Checkpoint, headless: what is baked loads again as what it was, and what cannot be shared is refused."""
+"""Diff2Flow Save Checkpoint, headless: what is baked loads again as it was, and what cannot be shared is refused."""
 
 import json
 
