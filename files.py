@@ -69,6 +69,18 @@ def written_whole(path: Path) -> Iterator[Path]:
         Path(temporary).unlink(missing_ok=True)
 
 
+def free_folder(folder: Path, name: str) -> Path:
+    """Path for a new folder in another, "name"; where that exists, "name_00002" and so on.
+
+    Raises:
+        ValueError: the name leads out of the folder or is none (`confined`).
+    """
+    path, number = confined(folder, name), 2
+    while path.exists():
+        path, number = confined(folder, f"{name}_{number:05d}"), number + 1
+    return path
+
+
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
     """Yields a new temporary folder beside `path`; on success its files are flushed to disk and it is renamed.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
+from ..files import folder_written_whole, free_folder
 from ..hosts import HostError, ModelFacts, current
 from ..hosts.choice import flow_of
-from ..hosts.sharing import require_stock, trains_text
+from ..hosts.sharing import require_stock, require_text_to_image_network, trains_text
 from ..training.lora_file import free_path
 from ..training.metadata import baked_metadata, is_lora
 from ..training.product import DTYPES
@@ -80,12 +83,104 @@ class Diff2FlowSaveCheckpoint:
         return (path.relative_to(folder).as_posix(),)
 
 
+class Diff2FlowExportDiffusers:
+    """Writes a model as a folder for diffusers' pipelines."""
+
+    CATEGORY = CATEGORY
+    FUNCTION = "export"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("folder",)
+    OUTPUT_TOOLTIPS = ("Path of the folder, for from_pretrained.",)
+    SEARCH_ALIASES = ("huggingface", "from_pretrained", "save pretrained", "convert to diffusers", "share model")
+    DESCRIPTION = (
+        "Writes a model with its LoRAs baked in as a folder that Python's diffusers loads by from_pretrained, with the"
+        " matching scheduler (Euler, trailing timesteps) and a page that says how to sample it. A LoRA trained from"
+        " pure noise (start noise) comes out near its images in Diff2Flow nodes, not equal: diffusers starts one"
+        " timestep later. The page has the measured error."
+    )
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "A Stable Diffusion 1.x, 2.x or SDXL model, with or without LoRAs."}),
+                "clip": _CLIP,
+                "vae": _VAE,
+                "name": line(
+                    "my_flow_model",
+                    "Name of the folder in 'output/diffusers'; may have subfolders ('flow/my_model'). An existing"
+                    " folder stays: the new one gets a number.",
+                ),
+                "save_dtype": _DTYPE,
+            }
+        }
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
+        """Checked before anything is loaded; None where the input is linked."""
+        try:
+            return name is None or bool(free_folder(_exports(), name))
+        except ValueError as error:
+            return f"name: {error}"
+
+    @names_node("Diff2Flow Export to Diffusers")
+    def export(self, model: Any, clip: Any, vae: Any, name: str, save_dtype: str = "fp16") -> tuple[str]:
+        _require_diffusers()
+        host = current()
+        facts = host.facts(model)
+        require_stock(facts)
+        require_text_to_image_network(facts)
+        _require_text(host, facts, clip)
+        folder = free_folder(_exports(), name)
+        with folder_written_whole(folder) as temporary:
+            _write(temporary, folder.name, host, (model, clip, vae), facts, DTYPES[save_dtype])
+        return (str(folder),)
+
+
+def _exports() -> Path:
+    """Where exported folders are."""
+    return current().folder("output") / "diffusers"
+
+
+def _require_diffusers() -> None:
+    lacking = [package for package in ("diffusers", "transformers") if importlib.util.find_spec(package) is None]
+    if lacking:
+        raise HostError(
+            f"the Python package {' and '.join(lacking)} is not installed, and without it nothing can be exported;"
+            f" install it into the Python that runs this with 'pip install {' '.join(lacking)}' and restart"
+        )
+
+
+def _write(folder: Path, title: str, host: Any, parts: tuple[Any, Any, Any], facts: ModelFacts, dtype: Any) -> None:
+    """Networks, scheduler and page; the headless host's code alone imports diffusers, and is imported when used."""
+    from ..hosts.headless.pipeline_card import card
+    from ..hosts.headless.pipeline_folder import Pipeline, write_pipeline
+
+    flow, last = flow_of(facts), facts.loras[-1] if facts.loras else {}
+    size = _size(last.get("modelspec.resolution", ""), facts.family)
+    write_pipeline(folder, Pipeline(host.checkpoint(*parts), host.clip_merges(), flow, dtype, size, title))
+    loras = [lora.get("modelspec.title", "") for lora in facts.loras if is_lora(lora)]
+    names = {name: f"diff2flow.recommended_{name}" for name in ("steps", "cfg")}
+    recommended = {name: float(last[key]) for name, key in names.items() if key in last}
+    page = card(title, title, facts.family, flow, loras, recommended, size, str(dtype).removeprefix("torch."))
+    (folder / "README.md").write_text(page, encoding="utf-8")
+
+
+def _size(resolution: str, family: str) -> int:
+    """Side of the images that are made unasked, pixels: of a LoRA's square training images, else the family's own."""
+    width, _, height = resolution.partition("x")
+    if width == height and width.isdigit():
+        return int(width)
+    return {"SD1": 512, "SD2": 768}.get(family, 1024)
+
+
 def _require_lora(facts: ModelFacts) -> None:
     if not any(is_lora(lora) for lora in facts.loras):
         raise HostError(
             "model: there is no Diff2Flow LoRA on it, so there is nothing to bake; put Diff2Flow LoRA Loader or"
-            " Diff2Flow Checkpoint Loader before it (at a strength other than 0), or save the model as it is by ComfyUI's"
-            " CheckpointSave"
+            " Diff2Flow Checkpoint Loader before it (at a strength other than 0), or save the model as it is by"
+            " ComfyUI's CheckpointSave"
         )
 
 

@@ -83,9 +83,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     entries = read_contents(path).entries
     strange = next((entry["dtype"] for entry in entries.values() if entry["dtype"] not in _DTYPES), None)
     if strange:
-        raise ValueError(
-            f"the checkpoint '{path.name}' holds tensors in the format {strange}; convert it to fp16"
-        )
+        raise ValueError(f"the checkpoint '{path.name}' holds tensors in the format {strange}; convert it to fp16")
     return {
         key: StoredTensor(tuple(entry["shape"]), _DTYPES[entry["dtype"]], partial(_read_tensor, path, key))
         for key, entry in entries.items()
