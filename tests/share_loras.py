@@ -36,15 +36,15 @@ def random_lora(model: Any, clip: Any = None) -> dict[str, Tensor]:
             state[f"{key}.diff_b"] = torch.randn(weight.shape[0], generator=draw) * 0.1
         elif weight.ndim > 1:
             state |= _layer(key, weight, draw, dora=number % 3 == 0)
-    for name, path in {} if clip is None else sorted(clip.layer_names().items()):
-        if name.startswith(("lora_te_", "lora_te1_", "lora_te2_")) and not _known(state, name):
-            state |= _layer(name, clip.weights.module.get_submodule(path).weight, draw)
+    for path, name in _text_layers(clip).items():
+        state |= _layer(name, clip.weights.module.get_submodule(path).weight, draw)
     return state
 
 
-def _known(state: dict[str, Tensor], name: str) -> bool:
-    """Whether the layer is there under lora_te already, where both spellings are understood."""
-    return f"{name.replace('lora_te1_', 'lora_te_')}.alpha" in state
+def _text_layers(clip: Any) -> dict[str, str]:
+    """The text encoders' layers with one of the names that files use for them."""
+    names = {} if clip is None else clip.layer_names()
+    return {path: name for name, path in names.items() if name.startswith(("lora_te_", "lora_te1_", "lora_te2_"))}
 
 
 def _layer(key: str, weight: Tensor, draw: torch.Generator, dora: bool = False) -> dict[str, Tensor]:

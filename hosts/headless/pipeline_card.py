@@ -46,15 +46,15 @@ Prompts are read without weights: "(word:1.3)" is ComfyUI's notation, not diffus
 """
 _TERMINAL = """\
 What remains is the size of the first noise: diffusers takes sigma where Diff2Flow takes sqrt(1 + sigma^2), 0.2 % more.
-Measured on the project's tiny prior of digits (a reflowed LoRA, CFG 1, latents of 64x64 images; the difference as a part
-of the latents' spread): 0.5 % in 1 step, 0.2 % in 2 and in 4 steps with these sigmas; with the scheduler's own steps
-0.5 %, 7 % and 5 %."""
+Measured on the project's tiny prior of digits (a reflowed LoRA, CFG 1, latents of 64x64 images; the difference as a
+part of the latents' spread): 0.5 % in 1 step, 0.2 % in 2 and in 4 steps with these sigmas; with the scheduler's own
+steps 0.5 %, 7 % and 5 %."""
 _NOISE = """\
 This model was trained to start at pure noise (t = 0), and diffusers can only start at the schedule's last timestep
-(t = {t_min:.4f}). So its images are near those of Diff2Flow's own sampler, not equal, and very dark or bright images may
-come out less so. Measured on the project's tiny prior of digits (CFG 1, latents of 64x64 images; the difference as a
-part of the latents' spread): 10 % in 1 step, 6 % in 2 and in 4 steps with these sigmas; with the scheduler's own steps
-10 %, 8 % and 7 %."""
+(t = {t_min:.4f}). So its images are near those of Diff2Flow's own sampler, not equal, and very dark or bright images
+may come out less so. Measured on the project's tiny prior of digits (CFG 1, latents of 64x64 images; the difference as
+a part of the latents' spread): 10 % in 1 step, 6 % in 2 and in 4 steps with these sigmas; with the scheduler's own
+steps 10 %, 8 % and 7 %."""
 _ZERO_SNR = """\
 Its schedule ends in pure noise (zero terminal SNR), so t begins at 0: diffusers replaces the infinite first noise level
 by a very large one. Take the scheduler's own steps: num_inference_steps, not sigmas."""
