@@ -129,14 +129,32 @@ def test_what_cannot_be_baked_is_refused(server: ComfyServer) -> None:
     assert not list((server.base / "models" / "checkpoints").glob("never*"))
 
 
-def test_export_needs_diffusers_or_says_so(server: ComfyServer) -> None:
-    """ComfyUI brings no diffusers: one sentence, and nothing is left behind."""
-    graph = loaded()
+def test_export_needs_diffusers_or_says_so(server: ComfyServer, request: pytest.FixtureRequest) -> None:
+    """ComfyUI brings no diffusers: one sentence, and nothing is left behind. With it, the pipeline gives our images."""
+    graph = {**base(CHECKPOINT, "a handwritten three"), "ckpt": loaded()["ckpt"]}
+    graph = saved({**graph, "ours": diff2flow(["ckpt", 0])}, "ours", "export_ours")
     parts = {"model": ["ckpt", 0], "clip": ["ckpt", 1], "vae": ["ckpt", 2]}
     graph["export"] = node("Diff2FlowExportDiffusers", **parts, name="flow", save_dtype="fp16")
-    failure = failure_of(server.wait(server.queue(graph)))
-    if failure is None:
-        assert (server.base / "output" / "diffusers" / "flow" / "model_index.json").exists()
+    entry = server.wait(server.queue(graph))
+    failure, folder = failure_of(entry), server.base / "output" / "diffusers" / "flow"
+    if failure is not None:
+        assert "the Python package diffusers is not installed" in failure["exception_message"]
+        assert not folder.exists()
         return
-    assert "the Python package diffusers is not installed" in failure["exception_message"]
-    assert not (server.base / "output" / "diffusers" / "flow").exists()
+    found = pixels(server.files(entry["outputs"]["export_ours"]))
+    difference = np.abs(found - by_diffusers(folder)).mean()
+    request.node.user_properties.append(("measured", f"diffusers and ComfyUI differ by {difference:.3f} of 255"))
+    print(f"diffusers and ComfyUI differ by {difference:.3f} of 255")
+    assert found.std() > 5 and difference <= BOUND
+
+
+def by_diffusers(folder: Path, steps: int = 4) -> np.ndarray:
+    """Pixels of the exported pipeline, from ComfyUI's noise and by the page's sigmas."""
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    t = torch.linspace(0.0640425, 1.0, steps + 1, dtype=torch.float64)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.manual_seed(5))
+    texts = {"prompt": ["a handwritten three"] * 2, "negative_prompt": ["blurred"] * 2}
+    size = {"width": 64, "height": 64, "latents": noise, "output_type": "np"}
+    return pipe(**texts, **size, sigmas=((1 - t) / t).tolist(), guidance_scale=3.0).images * 255.0

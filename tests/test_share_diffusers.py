@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from diff2flow_nodes import hosts
 from diff2flow_nodes.alignment import Alignment, NoiseSchedule
@@ -95,6 +96,8 @@ def test_folder_says_how_it_is_sampled(host):
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     assert pipe.unet.config.sample_size == 8 and pipe.scheduler.config.timestep_spacing == "trailing"
     assert pipe.unet.config.transformer_layers_per_block == 1 and pipe.unet.config.layers_per_block == 1
+    assert pipe.unet.dtype == pipe.text_encoder.dtype == pipe.vae.dtype == torch.float32
+    assert load_file(path / "text_encoder" / "model.safetensors").popitem()[1].dtype == torch.float16
     assert pipe.tokenizer(PROMPT).input_ids[1:-1] == tokenize(PROMPT)
     assert pipe.tokenizer.pad_token_id == pipe.tokenizer.eos_token_id and pipe.tokenizer.model_max_length == 77
     assert Diff2FlowExportDiffusers().export(*shared, "styles/ink")[0].endswith("ink_00002")

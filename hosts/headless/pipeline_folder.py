@@ -163,7 +163,10 @@ def _tiny_scaling(state: Mapping[str, Tensor], family: str) -> dict[str, Any]:
 
 
 def _write_tower(folder: Path, tower: Tower, dtype: torch.dtype) -> None:
-    """One text encoder, with the projection where that is read."""
+    """One text encoder, with the projection where that is read.
+
+    Its configuration says float32 whatever the file holds: what diffusers loads a UNet in when it is not told a dtype.
+    """
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     config, names = tower.model.config, {}
@@ -177,8 +180,8 @@ def _write_tower(folder: Path, tower: Tower, dtype: torch.dtype) -> None:
         names["text_projection.weight"] = tower.projection.weight.detach().to(dtype).contiguous()
         config.projection_dim = tower.projection.weight.shape[0]
     config.architectures = [kind.__name__]
-    config.dtype = dtype
-    config.save_pretrained(folder)
+    folder.mkdir(parents=True)
+    _write_json(folder / "config.json", config.to_diff_dict() | {"dtype": "float32"})
     _write_weights(folder / "model.safetensors", names)
 
 
