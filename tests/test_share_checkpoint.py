@@ -1,11 +1,12 @@
 """Diff2Flow Save Checkpoint, headless: what is baked loads again as it was, and what cannot be shared is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from diff2flow_nodes import hosts
 from diff2flow_nodes.files import folder_written_whole, without_writing
@@ -13,7 +14,7 @@ from diff2flow_nodes.hosts import HostError, use
 from diff2flow_nodes.hosts.choice import choose_flow
 from diff2flow_nodes.hosts.headless import HeadlessHost
 from diff2flow_nodes.nodes.sharing import Diff2FlowSaveCheckpoint
-from diff2flow_nodes.tests.headless_fixtures import make_checkpoint
+from diff2flow_nodes.tests.headless_fixtures import make_checkpoint, run_cli
 from diff2flow_nodes.tests.share_loras import METADATA, random_lora
 
 torch.set_num_threads(1)  # tiny networks: on a busy machine more threads only wait for each other
@@ -150,6 +151,26 @@ def test_too_large_for_fp16_says_so_and_leaves_nothing(host, loaded):
     with pytest.raises(HostError, match="not finite in torch.float16; save in bf16 or fp32"):
         Diff2FlowSaveCheckpoint().save(model, clip, vae, "large", "fp16")
     assert not list(host.folder("checkpoints").glob("*large*"))
+
+
+def test_both_nodes_run_from_a_workflow(host, loaded, tmp_path):
+    """They are outputs: nothing has to come behind them; what they wrote is told of."""
+    lora, models = random_lora(*loaded[:2]), tmp_path / "models"
+    (models / "loras").mkdir(parents=True)
+    save_file(lora, str(models / "loras" / "ink.safetensors"), METADATA)
+    make_checkpoint(models / "checkpoints" / "base.safetensors", channels=SHAPES["SD1"], vae="means")
+    load = {"ckpt_name": "base.safetensors", "lora_name": "ink.safetensors", "lora_strength": 1.0}
+    parts = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "name": "flow", "save_dtype": "bf16"}
+    workflow = {
+        "1": {"class_type": "Diff2FlowCheckpointLoader", "inputs": load},
+        "2": {"class_type": "Diff2FlowSaveCheckpoint", "inputs": parts},
+        "3": {"class_type": "Diff2FlowExportDiffusers", "inputs": parts},
+    }
+    done = run_cli(tmp_path, workflow)
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = {models / "checkpoints" / "flow.safetensors", tmp_path / "output" / "diffusers" / "flow"}
+    assert {Path(line) for line in done.stdout.splitlines()} == wanted
+    assert (tmp_path / "output" / "diffusers" / "flow" / "model_index.json").exists()
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

@@ -23,6 +23,7 @@ import torch
 from diffusers import {pipeline}
 
 pipe = {pipeline}.from_pretrained("{folder}", torch_dtype=torch.{dtype})
+pipe.to("cuda")  # on the CPU leave this out, and torch_dtype
 image = pipe("a prompt", num_inference_steps={steps}, guidance_scale={cfg:g}).images[0]
 ```
 
@@ -30,9 +31,9 @@ image = pipe("a prompt", num_inference_steps={steps}, guidance_scale={cfg:g}).im
 
 ## The steps that Diff2Flow takes
 
-The scheduler is EulerDiscreteScheduler with trailing timesteps: Euler's steps along the flow, from the same beginning
-as Diff2Flow's sampler. Left to itself it takes even steps of the network's timestep. Diff2Flow takes even steps of flow
-time t, and can be followed exactly by naming the noise levels sigma = (1 - t)/t:
+The scheduler is EulerDiscreteScheduler with trailing timesteps: its steps are Euler's along the flow. Left to itself
+it spreads them evenly over the network's timesteps. Diff2Flow spreads them evenly over flow time t, which can be had
+here by naming the noise levels sigma = (1 - t)/t:
 
 ```python
 steps = {steps}
