@@ -13,6 +13,7 @@ from diff2flow_nodes.alignment import Alignment, NoiseSchedule
 from diff2flow_nodes.hosts import HostError, use
 from diff2flow_nodes.hosts.choice import flow_of
 from diff2flow_nodes.hosts.headless import HeadlessHost
+from diff2flow_nodes.hosts.headless.pipeline_card import card
 from diff2flow_nodes.hosts.headless.pipeline_folder import scheduler_of
 from diff2flow_nodes.hosts.headless.sampling import seeded_noise
 from diff2flow_nodes.hosts.headless.tokens import tokenize
@@ -126,6 +127,21 @@ def test_scheduler_steps_are_eulers_along_the_flow(prediction):
         output = network(flow.alignment.to_diffusion(x_flow, t), flow.alignment.timestep(t))
         x_flow = x_flow + (times[number + 1] - times[number]) * flow.alignment.velocity(output, x_flow, t)
     torch.testing.assert_close(x, x_flow.float(), rtol=2e-3, atol=2e-3)
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_sampled_from_it():
+    schedule = NoiseSchedule.scaled_linear().zero_terminal_snr()
+    flow = FlowParameterization(Alignment(schedule, "v"), "noise")
+    scheduler = scheduler_of(flow)
+    scheduler.set_timesteps(1)
+    noise, tau = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0)), scheduler.timesteps[0]
+    x = noise * scheduler.init_noise_sigma
+    image = scheduler.step(network(scheduler.scale_model_input(x, tau), tau), tau, x).prev_sample
+    start = torch.tensor(1.0)
+    output = network(flow.network_input(start, noise), flow.timestep(start))
+    torch.testing.assert_close(image, flow.denoised(start, output, noise).float(), rtol=2e-3, atol=2e-3)
+    page = card("x", "x", "SD1", flow, (), {}, 64, "float16")
+    assert "zero terminal SNR" in page and "sigmas=" not in page
 
 
 def network(x_diff, tau):

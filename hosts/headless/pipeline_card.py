@@ -29,6 +29,11 @@ image = pipe("a prompt", num_inference_steps={steps}, guidance_scale={cfg:g}).im
 
 {recommended}: {steps} steps, guidance scale (CFG) {cfg:g}.{unguided}
 
+{steps_section}
+
+Prompts are read without weights: "(word:1.3)" is ComfyUI's notation, not diffusers'.
+"""
+_EXACT = """\
 ## The steps that Diff2Flow takes
 
 The scheduler is EulerDiscreteScheduler with trailing timesteps: its steps are Euler's along the flow. Left to itself
@@ -41,10 +46,7 @@ t = torch.linspace({t_min:.7f}, 1.0, steps + 1, dtype=torch.float64)
 image = pipe("a prompt", sigmas=((1 - t) / t).tolist(), guidance_scale={cfg:g}).images[0]
 ```
 
-{start}
-
-Prompts are read without weights: "(word:1.3)" is ComfyUI's notation, not diffusers'.
-"""
+{start}"""
 _TERMINAL = """\
 What remains is the size of the first noise: diffusers takes sigma where Diff2Flow takes sqrt(1 + sigma^2), 0.2 % more.
 Measured on the project's tiny prior of digits (a reflowed LoRA, CFG 1, latents of 64x64 images; the difference as a
@@ -57,8 +59,11 @@ may come out less so. Measured on the project's tiny prior of digits (CFG 1, lat
 a part of the latents' spread): 10 % in 1 step, 6 % in 2 and in 4 steps with these sigmas; with the scheduler's own
 steps 10 %, 8 % and 7 %."""
 _ZERO_SNR = """\
-Its schedule ends in pure noise (zero terminal SNR), so t begins at 0: diffusers replaces the infinite first noise level
-by a very large one. Take the scheduler's own steps: num_inference_steps, not sigmas."""
+## The scheduler
+
+EulerDiscreteScheduler with trailing timesteps: its steps are Euler's along the flow, spread evenly over the network's
+timesteps. The schedule ends in pure noise (zero terminal SNR), where the first noise level is infinite; diffusers takes
+a very large one instead."""
 
 
 def card(
@@ -83,10 +88,6 @@ def card(
         dtype: torch's name of the weights'.
     """
     steps, cfg = int(recommended.get("steps", 25)), float(recommended.get("cfg", 7.0))
-    t_min = flow.alignment.t_range[0]
-    start = _NOISE if flow.start == "noise" else _TERMINAL
-    if flow.alignment.schedule.is_zero_terminal_snr:
-        start = _ZERO_SNR
     return _PAGE.format(
         title=title,
         folder=folder,
@@ -100,6 +101,14 @@ def card(
         cfg=cfg,
         recommended="Recommended" if recommended else "Usual for a model as it is",
         unguided=" At 1 the negative prompt does not count." if cfg <= 1.0 else "",
-        t_min=t_min,
-        start=start.format(t_min=t_min),
+        steps_section=_steps(flow, steps, cfg),
     )
+
+
+def _steps(flow: FlowParameterization, steps: int, cfg: float) -> str:
+    """How to take the steps that Diff2Flow takes, and what difference remains."""
+    if flow.alignment.schedule.is_zero_terminal_snr:
+        return _ZERO_SNR
+    t_min = flow.alignment.t_range[0]
+    start = (_NOISE if flow.start == "noise" else _TERMINAL).format(t_min=t_min)
+    return _EXACT.format(steps=steps, cfg=cfg, t_min=t_min, start=start)
