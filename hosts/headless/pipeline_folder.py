@@ -100,7 +100,9 @@ def _betas(schedule: NoiseSchedule) -> dict[str, Any]:
     standard = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     plain = NoiseSchedule.scaled_linear()
     for known, switch in ((plain, False), (plain.zero_terminal_snr(), True)):
-        if schedule.steps == known.steps and torch.allclose(schedule.alphas_cumprod, known.alphas_cumprod, rtol=1e-4, atol=1e-6):
+        if schedule.steps == known.steps and torch.allclose(
+            schedule.alphas_cumprod, known.alphas_cumprod, rtol=1e-4, atol=1e-6
+        ):
             return standard | {"rescale_betas_zero_snr": switch}
     kept = schedule.alphas_cumprod
     return {"trained_betas": (1.0 - kept / torch.cat([torch.ones(1), kept[:-1]])).tolist()}
