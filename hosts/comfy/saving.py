@@ -20,6 +20,9 @@ _UNET = "diffusion_model."
 _SCALED = ("scale_weight", "scale_input", "weight_scale", "input_scale", "comfy_quant", "scaled_fp8")
 """Ends of keys that go with weights in an 8-bit format with scales of its own."""
 
+_SCALE, _PROJECTION = "logit_scale", "text_projection.weight"
+"""Weights of text encoders that nothing reads; the projection is read in SDXL alone."""
+
 
 def checkpoint_tensors(model: Any, clip: Any, vae: Any) -> dict[str, StoredTensor]:
     """The checkpoint that CheckpointSave would write, without markers; weights are merged in float32, one at a time.
@@ -32,8 +35,7 @@ def checkpoint_tensors(model: Any, clip: Any, vae: Any) -> dict[str, StoredTenso
     _require_family(model, clip)
     config = model.model.model_config
     unet = {key.removeprefix(_UNET): tensor for key, tensor in _merged(model, _UNET).items()}
-    text = {key: tensor.read() for key, tensor in _merged(clip.patcher).items()}
-    text = config.process_clip_state_dict_for_saving({**text, **clip.tokenizer.state_dict()})
+    text = config.process_clip_state_dict_for_saving(_text(clip, models.family(model)))
     pixels = config.process_vae_state_dict_for_saving(vae.get_sd())
     return {
         **config.process_unet_state_dict_for_saving(unet),
@@ -51,6 +53,15 @@ def clip_merges() -> list[tuple[str, str]]:
     file = Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer" / "merges.txt"
     lines = (line.split() for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#version"))
     return [(line[0], line[1]) for line in lines if line]
+
+
+def _text(clip: Any, family: str) -> dict[str, Tensor]:
+    """The text encoders' merged weights, without what nothing reads: ComfyUI leaves in a weight that the checkpoint
+    lacks whatever the memory held before."""
+    weights = {key: tensor.read() for key, tensor in _merged(clip.patcher).items() if not key.endswith(_SCALE)}
+    if family == "SDXL":
+        return weights
+    return {key: value for key, value in weights.items() if not key.endswith(_PROJECTION) or value.isfinite().all()}
 
 
 _TEXTS = {"SD1": "clip_l", "SD2": "clip_h", "SDXL": "clip_g"}
