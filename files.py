@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -66,6 +67,56 @@ def written_whole(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def free_folder(folder: Path, name: str) -> Path:
+    """Path for a new folder in another, "name"; where that exists, "name_00002" and so on.
+
+    Raises:
+        ValueError: the name leads out of the folder or is none (`confined`).
+    """
+    path, number = confined(folder, name), 2
+    while path.exists():
+        path, number = confined(folder, f"{name}_{number:05d}"), number + 1
+    return path
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Yields a new temporary folder beside `path`; on success its files are flushed to disk and it is renamed.
+
+    If the body raises, the temporary folder is removed and `path` is not there. See also `without_writing`.
+
+    Raises:
+        ValueError: `path` exists.
+    """
+    if not _writes.get():
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere)
+        return
+    if path.exists():
+        raise ValueError(f"'{path.name}' exists already; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART))
+    try:
+        yield temporary
+        _settle(temporary)
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle(folder: Path) -> None:
+    """Everything in the folder on disk, with the usual rights."""
+    mask = _umask()
+    for inside in [folder, *folder.rglob("*")]:
+        os.chmod(inside, (0o777 if inside.is_dir() else 0o666) & ~mask)
+        if inside.is_dir():
+            _sync_folder(inside)
+            continue
+        with open(inside, "rb+") as written:
+            os.fsync(written.fileno())
 
 
 def remove_parts(folder: Path, name: str = "*", hours: float = 0.0) -> None:

@@ -7,7 +7,7 @@ MODEL, CLIP, VAE and SAMPLER are the host's own objects and opaque to the nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # the headless command line reports a wrong workflow before i
 
     from ..alignment import NoiseSchedule
     from ..samplers.parameterization import FlowParameterization
+    from ..training.checkpoint_file import StoredTensor
     from ..training.port import Backbone, Progress
 
 FOLDERS = ("checkpoints", "loras", "datasets", "metrics", "input", "output", "temp")
@@ -119,6 +120,19 @@ class Host(Protocol):
 
     def fingerprint(self, thing: Any) -> str:
         """Hex digest that tells two CLIPs, VAEs or MODELs with different weights apart; cheap (samples the weights)."""
+
+    # saving
+    def checkpoint(self, model: Any, clip: Any, vae: Any) -> Mapping[str, StoredTensor]:
+        """A single-file checkpoint in Stable Diffusion's original layout, LoRAs merged into the weights.
+
+        Only weights: no markers (v_pred, ztsnr). HostError where model, clip or vae cannot be written so.
+        """
+
+    def patched(self, thing: Any) -> bool:
+        """Whether a LoRA is applied to a MODEL or CLIP."""
+
+    def clip_merges(self) -> Sequence[tuple[str, str]]:
+        """The merge rules of CLIP's tokenizer, which its vocabulary follows from."""
 
     # training
     def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:

@@ -11,6 +11,7 @@ from .lora import Diff2FlowLoraConfig
 from .recipes import Diff2FlowReflowRecipe
 from .reflow import Diff2FlowReflowPairs
 from .sampling import Diff2FlowModel, Diff2FlowSampler, Diff2FlowSigmas, Diff2FlowSolver
+from .sharing import Diff2FlowExportDiffusers, Diff2FlowSaveCheckpoint
 from .straightness import Diff2FlowStepsGrid, Diff2FlowStraightness
 from .training import Diff2FlowTrain
 from .training_options import Diff2FlowLossConfig, Diff2FlowOptimizerConfig, Diff2FlowTrainWatch
@@ -39,6 +40,8 @@ NODES = {
     "Diff2Flow Optimizer Config": Diff2FlowOptimizerConfig,
     "Diff2Flow Train Watch": Diff2FlowTrainWatch,
     "Diff2Flow Train": Diff2FlowTrain,
+    "Diff2Flow Save Checkpoint": Diff2FlowSaveCheckpoint,
+    "Diff2Flow Export to Diffusers": Diff2FlowExportDiffusers,
 }
 
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES.values()}

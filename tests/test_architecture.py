@@ -93,7 +93,7 @@ def test_every_package_is_declared() -> None:
     assert set(declared["packages"]) == set(declared["package-dir"]) == packages
 
 
-CATEGORIES = {f"Diff2Flow/{menu}" for menu in ("loaders", "sampling", "evaluation", "depth", "training")}
+CATEGORIES = {f"Diff2Flow/{menu}" for menu in ("loaders", "sampling", "evaluation", "depth", "training", "saving")}
 
 
 class _Names:

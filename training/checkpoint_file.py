@@ -1,11 +1,13 @@
-"""Checkpoints with a trained network: the base checkpoint's file with the network's tensors replaced, streamed."""
+"""Checkpoint files, streamed: the base's with a trained network in its place, or composed of single tensors."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +24,12 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BLOCK = 1 << 22
@@ -44,6 +52,85 @@ class SafetensorsFile:
     entries: Mapping[str, Mapping[str, Any]]
     metadata: Mapping[str, str]
     begin: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint that is to be written, made when its turn comes.
+
+    Args:
+        shape: in the file.
+        dtype: as it is; `write_checkpoint` may round it to another.
+        read: gives the values, in any shape of as many elements, on any device.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> StoredTensor:
+        """A tensor that is there already."""
+        return cls(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by key, each read when it is asked for.
+
+    Raises:
+        ValueError: the file cannot be read, or holds a tensor of a kind that torch does not have.
+    """
+    entries = read_contents(path).entries
+    strange = next((entry["dtype"] for entry in entries.values() if entry["dtype"] not in _DTYPES), None)
+    if strange:
+        raise ValueError(f"the checkpoint '{path.name}' holds tensors in the format {strange}; convert it to fp16")
+    return {
+        key: StoredTensor(tuple(entry["shape"]), _DTYPES[entry["dtype"]], partial(_read_tensor, path, key))
+        for key, entry in entries.items()
+    }
+
+
+def _read_tensor(path: Path, key: str) -> Tensor:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(key)
+
+
+def write_checkpoint(
+    path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str], dtype: torch.dtype
+) -> None:
+    """Writes a checkpoint, whole or not at all, with one tensor at a time in memory.
+
+    Args:
+        path: of the new file.
+        tensors: by key.
+        metadata: of the file.
+        dtype: of all floating-point tensors in the file; others keep theirs.
+
+    Raises:
+        ValueError: a tensor is not finite in `dtype`.
+    """
+    kinds = {key: dtype if tensor.dtype.is_floating_point else tensor.dtype for key, tensor in tensors.items()}
+    entries, offset = {}, 0
+    for key, tensor in tensors.items():
+        length = math.prod(tensor.shape) * kinds[key].itemsize
+        offsets = [offset, offset + length]
+        entries[key] = {"dtype": _NAMES[kinds[key]], "shape": list(tensor.shape), "data_offsets": offsets}
+        offset += length
+    with written_whole(path) as temporary, open(temporary, "wb") as new:
+        new.write(_header({"format": "pt", **metadata}, entries))
+        for key, tensor in tensors.items():
+            _write_tensor(new, key, tensor.read(), kinds[key])
+        new.flush()
+        os.fsync(new.fileno())
+
+
+def _header(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:
+    """A safetensors file's beginning: its length, then the table of contents."""
+    header = json.dumps({"__metadata__": metadata, **entries}, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
 
 
 def read_contents(path: Path) -> SafetensorsFile:
@@ -143,10 +230,8 @@ def save_checkpoint(
     kept = {key: value for key, value in contents.metadata.items() if key not in _STALE}
     complete = {**kept, "format": "pt", **metadata}
     entries = _new_entries(contents, trained, dtype)
-    header = json.dumps({"__metadata__": complete, **entries}, ensure_ascii=False).encode()
-    header += b" " * (-len(header) % 8)
     with written_whole(path) as temporary, open(temporary, "wb") as new, open(base, "rb") as old:
-        new.write(len(header).to_bytes(8, "little") + header)
+        new.write(_header(complete, entries))
         for key, entry in contents.entries.items():
             if key in trained:
                 _write_tensor(new, key, trained[key], _DTYPES[entries[key]["dtype"]])
@@ -176,7 +261,7 @@ def _new_entries(
 def _write_tensor(file: IO[bytes], key: str, tensor: Tensor, dtype: torch.dtype) -> None:
     values = tensor.detach().to("cpu", dtype).contiguous()
     if not torch.isfinite(values.float()).all():
-        raise ValueError(f"the trained tensor '{key}' is not finite in {dtype}; save in bf16 or fp32")
+        raise ValueError(f"the tensor '{key}' is not finite in {dtype}; save in bf16 or fp32")
     file.write(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
 
 

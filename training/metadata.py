@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
@@ -25,6 +26,8 @@ _ARCHITECTURES = {
     ("SDXL", "v"): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
 }
 _PREDICTIONS = {"eps": "epsilon", "v": "v", "x0": "x0"}
+_LORA = "/lora"
+"""What modelspec adds to the architecture of a LoRA."""
 _TAGS = 1000
 
 
@@ -66,12 +69,61 @@ def lora_metadata(run: Run) -> dict[str, str]:
     return {**_modelspec(run), **_kohya(run), **_kohya_dataset(run), **_diff2flow(run)}
 
 
+def baked_metadata(
+    loras: Sequence[Mapping[str, str]],
+    title: str,
+    family: str,
+    prediction: str,
+    start: str,
+    zero_terminal_snr: bool,
+) -> dict[str, str]:
+    """All metadata of a checkpoint that LoRAs were baked into: what the last of them says, but for what differs.
+
+    Args:
+        loras: metadata of what was applied, in that order; the first may be that of a trained base checkpoint.
+        title: of the checkpoint.
+        family, prediction: of its network.
+        start, zero_terminal_snr: how it is sampled now.
+    """
+    last = loras[-1]
+    kept = {key: value for key, value in last.items() if key.startswith("diff2flow.")}
+    merged = [lora["modelspec.title"] for lora in loras if lora.get("modelspec.title")]
+    steps, cfg = last.get("diff2flow.recommended_steps", ""), last.get("diff2flow.recommended_cfg", "")
+    return {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": _ARCHITECTURES[family, prediction][0],
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": title,
+        "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "modelspec.resolution": last.get("modelspec.resolution", ""),
+        "modelspec.prediction_type": _PREDICTIONS[prediction],
+        "modelspec.merged_from": ", ".join(merged),
+        "modelspec.usage_hint": f"{steps} steps, CFG {cfg}" if steps and cfg else "",
+        **kept,
+        "diff2flow.version": last.get("diff2flow.version", VERSION),
+        "diff2flow.prediction": prediction,
+        "diff2flow.zero_terminal_snr": str(zero_terminal_snr).lower(),
+        "diff2flow.start": start,
+        "diff2flow.baked": json.dumps([_origin(lora) for lora in loras if is_lora(lora)]),
+    }
+
+
+def is_lora(metadata: Mapping[str, str]) -> bool:
+    """Whether metadata is that of a LoRA, not of a checkpoint that was trained or baked."""
+    return metadata.get("modelspec.architecture", "").endswith(_LORA)
+
+
+def _origin(lora: Mapping[str, str]) -> dict[str, str]:
+    """Name and hash of a LoRA that was baked in."""
+    return {"title": lora.get("modelspec.title", ""), "hash": lora.get("sshs_model_hash", "")}
+
+
 def _modelspec(run: Run) -> dict[str, str]:
     architecture, _ = _architecture(run.backbone)
     width, height = run.dataset.nominal_size
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": architecture + _LORA,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": run.title,
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

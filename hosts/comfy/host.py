@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from ...samplers.parameterization import FlowParameterization
+from ...training.checkpoint_file import StoredTensor
 from ...training.port import Backbone, Progress
 from ..port import ModelFacts
-from . import encoders, folders, loading, models, progress, sampling, training
+from . import encoders, folders, loading, models, progress, sampling, saving, training
 
 
 class ComfyHost:
@@ -73,6 +74,15 @@ class ComfyHost:
 
     def fingerprint(self, thing: Any) -> str:
         return encoders.fingerprint(thing)
+
+    def checkpoint(self, model: Any, clip: Any, vae: Any) -> Mapping[str, StoredTensor]:
+        return saving.checkpoint_tensors(model, clip, vae)
+
+    def patched(self, thing: Any) -> bool:
+        return saving.patched(thing)
+
+    def clip_merges(self) -> Sequence[tuple[str, str]]:
+        return saving.clip_merges()
 
     def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:
         return training.training(model, clip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +22,15 @@ class Autoencoder:
         module: the network.
         encode, decode: images in [-1, 1] (B, 3, H, W) to latents (B, 4, H/8, W/8), and back.
         factor: pixels a latent, 8.
+
+    Attributes:
+        path: of the checkpoint that it came from.
     """
 
     def __init__(
         self, module: nn.Module, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], factor: int
     ) -> None:
+        self.path: Path | None = None
         self.module, self._encode, self._decode, self.factor = module, encode, decode, factor
 
     @torch.no_grad()

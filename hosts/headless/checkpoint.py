@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -58,7 +59,10 @@ def load_checkpoint(
             f"'{name}' has text encoders of width {context_width(clip)} and a UNet that takes {layout.context_width}:"
             f" a mixed file, or none of {layout.family}; choose another checkpoint"
         )
-    return Model(base), clip, read_autoencoder(state, name, device)
+    vae = read_autoencoder(state, name, device)
+    if vae is not None:
+        vae.path = path
+    return Model(base), None if clip is None else replace(clip, path=path), vae
 
 
 def read_weights(path: Path, name: str) -> dict[str, Tensor]:
@@ -92,13 +96,18 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 def _build_unet(unet: Mapping[str, Tensor], layout: UnetLayout, name: str, device: torch.device) -> nn.Module:
     """The UNet on its device, in float32 on the CPU, elsewhere in the file's half precision if it has that."""
+    kept = unet["input_blocks.0.0.weight"].dtype if device.type != "cpu" else torch.float32
+    return build_unet(unet, layout, name, kept if kept in _HALF else torch.float32).to(device)
+
+
+def build_unet(unet: Mapping[str, Tensor], layout: UnetLayout, name: str, dtype: torch.dtype) -> nn.Module:
+    """diffusers' UNet with a checkpoint's weights, by their names without prefix; see `fill`."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
         module = UNet2DConditionModel(**layout.config)
     renamed = {layout.to_diffusers(key): value for key, value in unet.items()}
-    kept = unet["input_blocks.0.0.weight"].dtype if device.type != "cpu" else torch.float32
-    return fill(module, renamed, name, "UNet", kept if kept in _HALF else torch.float32).to(device)
+    return fill(module, renamed, name, "UNet", dtype)
 
 
 def fill(

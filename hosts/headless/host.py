@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ...samplers.parameterization import FlowParameterization
+    from ...training.checkpoint_file import StoredTensor
     from ...training.port import Backbone, Progress
     from ..port import ModelFacts
 
@@ -134,6 +135,19 @@ class HeadlessHost:
             f"{i}:{name}": t for i, p in enumerate(getattr(thing, "patches", ())) for name, t in p.tensors().items()
         }
         return digest((weights.module if weights else thing.module).state_dict(), patches)
+
+    def checkpoint(self, model: Any, clip: Any, vae: Any) -> Mapping[str, StoredTensor]:
+        from .saving import checkpoint_tensors
+
+        return checkpoint_tensors(model, _present(clip, "text encoder"), _present(vae, "autoencoder"))
+
+    def patched(self, thing: Any) -> bool:
+        return any(patch.strength for patch in thing.patches)
+
+    def clip_merges(self) -> Sequence[tuple[str, str]]:
+        from .tokens import merges
+
+        return merges()
 
     def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:
         from .backbone import training

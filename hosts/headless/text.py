@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,11 +28,13 @@ class TextEncoder:
         weights: `Tower`s by key, in an nn.ModuleDict; their contexts are put side by side in its order.
         family: "SD1", "SD2" or "SDXL".
         patches: LoRAs, in the order they were applied.
+        path: of the checkpoint that it came from.
     """
 
     weights: Weights
     family: str
     patches: tuple[Patch, ...] = ()
+    path: Path | None = None
 
     @property
     def towers(self) -> Mapping[str, Tower]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,8 @@ def _tokenizer() -> Any:
     """CLIP's byte pair encoding: 256 byte symbols, the same at a word's end, the merges joined, the two marks."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    merges, symbols = _merges(), _byte_symbols()
-    words = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges), *_MARKS]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>"))
+    rules = merges()
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary(rules), merges=rules, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -47,13 +46,20 @@ def _tokenizer() -> Any:
     return tokenizer
 
 
+def vocabulary(rules: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """CLIP's words with their ids, from its merge rules."""
+    symbols = _byte_symbols()
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in rules), *_MARKS]
+    return {word: i for i, word in enumerate(words)}
+
+
 def _byte_symbols() -> list[str]:
     """One printable character for each byte, in CLIP's order: bytes that print as themselves, then the others."""
     others = range(256 - len(_PRINTABLE))
     return [chr(byte) for byte in _PRINTABLE] + [chr(256 + i) for i in others]
 
 
-def _merges() -> list[tuple[str, str]]:
+def merges() -> list[tuple[str, str]]:
     """The merge rules CLIP uses: the file's first 48,894 after its header."""
     lines = gzip.decompress(_merges_file().read_bytes()).decode("utf-8").split("\n")[1 : _MERGE_COUNT + 1]
     return [tuple(line.split()) for line in lines]  # type: ignore[misc]
