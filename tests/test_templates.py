@@ -33,6 +33,8 @@ TESTED = {
     "Diff2FlowEvaluate": "test_evaluate_node.py",
     "Diff2FlowLoadDepth": "test_depth_file_nodes.py",
     "Diff2FlowDepthMetrics": "test_depth_file_nodes.py",
+    "Diff2FlowSaveCheckpoint": "test_share_checkpoint.py",
+    "Diff2FlowExportDiffusers": "test_share_diffusers.py",
 }
 """Node classes that no template uses, and the file of the tests that does."""
 FILES = ("ckpt_name", "lora_name", "image")
