@@ -51,6 +51,7 @@ class Page:
         self.page = opened.new_page(viewport={"width": width, "height": height})
         self.complaints: list[str] = []
         self.page.on("console", self._heard)
+        self.page.on("dialog", lambda dialog: dialog.accept())  # "leave this page?" at a reload
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 
     def _heard(self, message: Any) -> None:
