@@ -20,7 +20,7 @@ from ..files import written_whole
 from ..nodes import NODE_CLASS_MAPPINGS
 from . import digits, tiny_prior
 from .judging import Judge
-from .loaded_prior import LoadedPrior, lora_everywhere
+from .loaded_prior import OnPrior, lora_everywhere
 
 BASE = "base"
 METHODS: dict[str, tuple[str, dict[str, str]]] = {
@@ -61,21 +61,12 @@ class Setting:
     cfgs: tuple[float, ...] = (1.0, tiny_prior.CFG)
 
 
-class Bench:
-    """Everything that the runs have in common, loaded once.
-
-    Args:
-        models: models folder with the prior.
-        work: folder of inputs, runs and pictures.
-        setting: see `Setting`.
-        device: that the network is on.
-    """
+class Bench(OnPrior):
+    """Everything that the runs have in common, loaded once; see `OnPrior`."""
 
     def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
-        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
-        self.setting, self._work = setting, work
-        self._host, self._model, self._clip, self._vae = prior.host, prior.model, prior.clip, prior.vae
-        self._judge = Judge(prior.host, self._clip, self._vae, "plain")
+        super().__init__(models, work, setting, device)
+        self._judge = Judge(self._host, self._clip, self._vae, "plain")
         images = torch.cat([uniform(level) for level in COLOURS.values()])
         given_back = self._host.decode_image(self._vae, self._host.encode_image(self._vae, images))
         self._goals = dict(zip(COLOURS, given_back, strict=True))

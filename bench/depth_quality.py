@@ -25,10 +25,10 @@ from ..depth.ensemble import flicker
 from ..depth.metrics import depth_metrics, fitted
 from ..files import written_whole
 from ..nodes import NODE_CLASS_MAPPINGS
-from . import digits, scenes, tiny_prior
+from . import digits, scenes
 from .depth_regressor import trained_regressor
 from .depth_table import markdown
-from .loaded_prior import LoadedPrior, lora_everywhere
+from .loaded_prior import OnPrior, lora_everywhere
 from .runs import Runs, run_name, write_json
 from .scene_prior import HELD_OUT_SEED, depth_pictures
 from .summary import summary
@@ -78,20 +78,11 @@ class Setting:
     ensemble_steps: int = 4
 
 
-class Bench:
-    """Everything that the runs have in common, loaded once.
-
-    Args:
-        models: models folder with the prior.
-        work: folder of inputs, runs and pictures.
-        setting: see `Setting`.
-        device: that the network is on.
-    """
+class Bench(OnPrior):
+    """Everything that the runs have in common, loaded once; see `OnPrior`."""
 
     def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
-        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
-        self.setting, self._work, self._host = setting, work, prior.host
-        self._model, self._clip, self._vae = prior.model, prior.clip, prior.vae
+        super().__init__(models, work, setting, device)
         self._train = work / "input" / f"scenes_{setting.scenes}"
         if not self._train.is_dir():
             scenes.write(self._train, setting.scenes, seed=_SEED, depth_format="npy")

@@ -8,6 +8,7 @@ from typing import Any
 from ..hosts import use
 from ..hosts.headless.host import HeadlessHost
 from ..nodes import NODE_CLASS_MAPPINGS
+from . import tiny_prior
 
 
 class LoadedPrior:
@@ -27,6 +28,22 @@ class LoadedPrior:
         self.host = HeadlessHost(checkpoint.parent.parent, work / "input", work / "output", device)
         use(self.host)
         self.model, self.clip, self.vae = self.host.load_checkpoint(checkpoint.name)
+
+
+class OnPrior:
+    """What all runs of a report have in common: the prior as narrow as it was trained, loaded once.
+
+    Args:
+        models: models folder with the prior.
+        work: folder of inputs, runs and pictures.
+        setting: of the report; `setting.prior` is the prior's quality.
+        device: that the network is on.
+    """
+
+    def __init__(self, models: Path, work: Path, setting: Any, device: str = "cpu") -> None:
+        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
+        self.setting, self._work, self._host = setting, work, prior.host
+        self._model, self._clip, self._vae = prior.model, prior.clip, prior.vae
 
 
 def lora_everywhere(rank: int, ends_in_full: bool = False, widening: str = "zeros") -> Any:

@@ -25,7 +25,7 @@ from ..nodes import NODE_CLASS_MAPPINGS
 from . import digits, tiny_prior
 from .dpm_solver import dpm_solver
 from .judging import Judge, save_picture
-from .loaded_prior import LoadedPrior, lora_everywhere
+from .loaded_prior import OnPrior, lora_everywhere
 from .reflow_table import markdown
 from .runs import Runs, run_name, write_json
 from .summary import summary
@@ -103,20 +103,11 @@ def reflowed(
     )[0]
 
 
-class Bench:
-    """Everything that the runs have in common, loaded once.
-
-    Args:
-        models: models folder with the prior.
-        work: folder of inputs, runs and pictures.
-        setting: see `Setting`.
-        device: that the network is on.
-    """
+class Bench(OnPrior):
+    """Everything that the runs have in common, loaded once; see `OnPrior`."""
 
     def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
-        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
-        self.setting, self._work, self._host = setting, work, prior.host
-        self._model, self._clip, self._vae = prior.model, prior.clip, prior.vae
+        super().__init__(models, work, setting, device)
         self._judge = Judge(self._host, self._clip, self._vae, "plain")
 
     def run(self, method: str, seed: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..files import written_whole
 from ..nodes import NODE_CLASS_MAPPINGS
 from . import digits, shape_reader, shapes, tiny_prior
-from .loaded_prior import LoadedPrior
+from .loaded_prior import OnPrior
 from .reflow_quality import STUDENTS, reflowed
 from .runs import run_name
 from .scene_prior import HELD_OUT_SEED
@@ -106,20 +106,11 @@ def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(each[name] for each in found) for name in found[0] if all(name in each for each in found)}
 
 
-class Bench:
-    """Everything that the runs have in common, loaded once.
-
-    Args:
-        models: models folder with the prior.
-        work: folder of inputs, LoRAs and pictures.
-        setting: see `Setting`.
-        device: that the network is on.
-    """
+class Bench(OnPrior):
+    """Everything that the runs have in common, loaded once; see `OnPrior`."""
 
     def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
-        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
-        self.setting, self._work, self._host = setting, work, prior.host
-        self._model, self._clip, self._vae = prior.model, prior.clip, prior.vae
+        super().__init__(models, work, setting, device)
         self._asked = [each for group in GROUPS for each in prompts(group, setting.captions)]
         self._positive = self._encoded([each.text for each in self._asked])
         self._empty = self._encoded([""])

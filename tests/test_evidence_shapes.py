@@ -141,7 +141,7 @@ def _runs(method, seed):
 
 
 class _Bench:
-    def __init__(self, models, work, setting):
+    def __init__(self, models, work, setting, device):
         pass
 
     run = staticmethod(_runs)

@@ -187,7 +187,7 @@ def test_the_reports_on_the_tiny_prior_become_results(context, monkeypatch, tmp_
     def written(name, content):
         path = tmp_path / name
         path.write_text(json.dumps(content))
-        return lambda *given: path
+        return lambda *given, **more: path
 
     reflow = json.loads((RESULTS / "reflow_quality.json").read_text())
     ablation = json.loads((RESULTS / "ablation_bench_prior.json").read_text())

@@ -38,7 +38,7 @@ TESTED = {
 }
 """Node classes that no template uses, and the file of the tests that does."""
 FILES = ("ckpt_name", "lora_name", "image")
-MACHINES = re.compile(r"/home/|/root/|/tmp/|/Users/|[A-Z]:\\|\.\.")
+MACHINES = re.compile(r"/(home|root|tmp|Users)/|[A-Z]:\\|\.\.")
 
 
 @pytest.fixture(autouse=True)
