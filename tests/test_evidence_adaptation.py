@@ -145,7 +145,7 @@ def test_a_report_becomes_a_result_and_a_section(context, monkeypatch, tmp_path,
     stage = {each.name: each for each in adaptation.STAGES}[name]
     asked, path = [], tmp_path / "ablation.json"
 
-    def measured(models, out, setting, seeds, methods):
+    def measured(models, out, setting, seeds, methods, device):
         asked.append((out.name, seeds, methods))
         path.write_text(json.dumps(_result(setting, DISTANCES)))
         return path

@@ -58,7 +58,7 @@ def _cells(error):
 def test_depth_by_size_says_whether_more_is_better(context, monkeypatch, tmp_path, errors, holds):
     found, asked = dict(zip((2, 16, 64), errors, strict=True)), []
 
-    def report(models, out, setting, methods, seeds):
+    def report(models, out, setting, methods, seeds, device):
         asked.append((out.name, setting.rank))
         path = tmp_path / f"{setting.rank}.json"
         path.write_text(json.dumps({"summary": {"diff2flow": _cells(found[setting.rank])}}))
