@@ -101,7 +101,7 @@ def _add_bench(commands: Any) -> None:
         description="Measures every claim about this pack and writes bench/REPORT.md; what is done is not done again.",
         epilog="exit codes: 0 done; 1 a stage failed, or --compare found something worse; 2 the command is wrong",
     )
-    bench.add_argument("--quick", action="store_true", help="ten minutes, on priors that are hardly trained")
+    bench.add_argument("--quick", action="store_true", help="a small part of it, on priors that are hardly trained")
     bench.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     bench.add_argument("--full", action="store_true", help="networks of full size; needs --device cuda")
     bench.add_argument("--models", type=Path, default=Path(".cache/models"), metavar="DIR",

@@ -31,7 +31,7 @@ class Context:
     Args:
         models: folder with the priors, or to train them in.
         work: folder of what is made on the way; a stage takes a subfolder, see `folder`.
-        quick: everything in ten minutes, on priors that are hardly trained.
+        quick: a small part of everything, on priors that are hardly trained.
         full: full-size networks; needs a GPU.
         device: "cpu" or "cuda".
         seeds: of repeated runs.

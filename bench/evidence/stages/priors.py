@@ -13,7 +13,7 @@ from ..stage import Context, Result, Stage
 DIGITS = {"quick": "quick", "normal": "digits", "full": "bench"}
 SCENES = {"quick": "scenes_quick", "normal": "scenes_short", "full": "scenes"}
 SHAPES = {"quick": "shapes_quick", "normal": "shapes", "full": "shapes"}
-"""Qualities of `tiny_prior` by kind of run: two cores have two hours for everything."""
+"""Qualities of `tiny_prior` by kind of run: everything is reckoned at two hours of two cores."""
 
 
 def digits_prior(context: Context) -> str:
