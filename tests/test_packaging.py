@@ -85,6 +85,14 @@ def test_nothing_is_executed_or_installed_at_run_time(path):
             assert not {module.partition(".")[0] for module in modules} & FORBIDDEN_MODULES, f"line {node.lineno}"
 
 
+ALONE = """
+import runpy, sys
+sys.meta_path = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+runpy.run_module("diff2flow_nodes", run_name="__main__", alter_sys=True)
+"""
+"""The command without what an editable installation adds: its finder lends to any folder the rooms that it lacks."""
+
+
 def test_the_published_folder_works_alone(tmp_path):
     """As ComfyUI-Manager leaves it in custom_nodes: the nodes are there; the measurements say where they are."""
     for path in _published():
@@ -93,7 +101,7 @@ def test_the_published_folder_works_alone(tmp_path):
     (tmp_path / "diff2flow_nodes").symlink_to(tmp_path / "pack", target_is_directory=True)
 
     def ran(*words: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-P", "-m", "diff2flow_nodes", *words]
+        command = [sys.executable, "-P", "-c", ALONE, *words]
         environment = {"PYTHONPATH": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": "1"}
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
 
