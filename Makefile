@@ -24,10 +24,12 @@ bench-quick: $(READY)
 prior: $(READY)
 	$(RUN) -m diff2flow_nodes.bench.tiny_prior --quality bench --models .cache/models
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-browser.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# Drives Chromium in the tests of the panel, which are skipped without it.
+	-$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-browser.lock
 	touch $(READY)
 
 clean:
