@@ -15,6 +15,8 @@ _PLACES, _STEPS, _PICTURES = 8, 1200, 24
 _KEPT = {"validation": 400, "picture": _PICTURES}
 """How many entries of a kind are kept beside the steps; of any other kind the last one."""
 _ENDS = ("end", "failed")
+_NAMELESS = "00000000-0000-0000-0000-000000000000"
+"""Id of a graph that has none of its own yet, as ComfyUI's page makes it; it gets another one when it is reloaded."""
 
 Entry = Mapping[str, Any]
 
@@ -25,6 +27,10 @@ class Place:
 
     node: str
     workflow: str = ""
+
+    def __post_init__(self) -> None:
+        if self.workflow == _NAMELESS:
+            object.__setattr__(self, "workflow", "")
 
 
 class _Steps:
@@ -150,7 +156,7 @@ class Board:
             return command
 
     def _story(self, place: Place) -> _Story | None:
-        """That place's, else the one that was queued without a page and has no workflow's id."""
+        """That place's, else the one whose workflow had no id: queued without a page, or not by this name yet."""
         return self._stories.get(place) or self._stories.get(Place(place.node))
 
 

@@ -97,6 +97,12 @@ def test_a_run_queued_without_a_page_is_found_by_its_node_alone() -> None:
     assert board.history(NODE)["running"] and board.ask(NODE, "save") and board.asked(Place("7")) == "save"
 
 
+def test_a_graph_without_an_id_is_found_under_the_one_that_a_reload_gives_it() -> None:
+    board = Board()
+    board.tell(Place("7", "00000000-0000-0000-0000-000000000000"), {"kind": "begin", "step": 0})
+    assert board.history(Place("7", "81ab1e5f-1ed1-41c2-a991-ae45e13b231b"))["known"]
+
+
 def test_asking_while_it_is_told_is_safe() -> None:
     board, wrong = begun(), []
 

@@ -14,10 +14,12 @@ const WIDTH = 400, MARGIN = 6, CHECK = 2000;
 /** @type {Map<Object, {panel: import("./panel/panel.js").Panel, link: Link}>} by node */
 const attached = new Map();
 
+// Before the page connects, which may be in mid-run: it warns of messages that nobody listens for.
+api.addEventListener("diff2flow.train", ({ detail }) => hear(detail));
+
 app.registerExtension({
   name: "diff2flow.panel",
   setup() {
-    api.addEventListener("diff2flow.train", ({ detail }) => hear(detail));
     api.addEventListener("executing", ({ detail }) => executing(detail));
     api.addEventListener("execution_error", ({ detail }) => fail(detail.node_id, detail.exception_type, detail));
     api.addEventListener("execution_interrupted", ({ detail }) => fail(detail.node_id, "interrupted", detail));
@@ -76,7 +78,8 @@ function grow(node) {
 
 const rootGraph = () => app.rootGraph ?? app.graph;
 const idOf = (node) => executionId(rootGraph(), node);
-const workflow = () => rootGraph()?.id ?? "";
+/** The graph's id; "" for one that has none of its own yet. */
+const workflow = () => (rootGraph()?.id ?? "").replace(/^[0-]+$/, "");
 const query = (after) => `?${new URLSearchParams({ workflow: workflow(), ...(after ? { after } : {}) })}`;
 
 async function history(node, after) {
@@ -100,6 +103,7 @@ function loadAll() {
 
 /** An entry of the server: for its node's panel; what another node does, the train nodes wait for. */
 function hear(entry) {
+  if (!attached.size) return;
   if (entry.workflow && workflow() && entry.workflow !== workflow()) return;
   const own = attached.get(nodeOf(rootGraph(), entry.node));
   if (own) own.link.hear(entry);
