@@ -27,7 +27,8 @@ def shown(result: dict) -> Section:
     plot = Plot("curve", "A curve", "x", "y", [Line("ours", result["x"], result["y"])], log_x=True)
     table = Table("Numbers", ("name", "value"), [("answer", f"{result['numbers']['answer']['value']:g}")])
     return Section(
-        [Claim("it is 42", "42", "≤ 43", True), Claim("it is 7", "42", "7", False)], (Text("Words."), plot, table)
+        [Claim("it is 42", "42", "≤ 43", True, main=True), Claim("it is 7", "42", "7", False)],
+        (Text("Words."), plot, table),
     )
 
 

@@ -84,7 +84,10 @@ def test_equal_results_give_the_same_report(context, tmp_path):
     assert [plot.name for plot in plots[0]] == ["curve.png"]
     assert plots[0][0].read_bytes() == plots[1][0].read_bytes()
     for line in (
-        "| it is 42 | 42 | ≤ 43 | holds |",
+        "Of 2 claims 1 hold, 1 do not, 0 were measured too little to say. The main",
+        "| [A good one](#a-good-one) | it is 42 | 42 | ≤ 43 | holds |",
+        "All that does not hold:\n\n| measured in | claim | found | goal |\n|---|---|---|---|\n"
+        "| [A good one](#a-good-one) | it is 7 | 42 | 7 |\n",
         "| it is 7 | 42 | 7 | **does not hold** |",
         "- **bad failed:** RuntimeError: no such luck",
         "- left was left out: nobody is there",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from .section import Claim, Plot, Section, Table, Text
 from .stage import SECTIONS, Stage
 
 Entry = Mapping[str, Any]
+_CLAIM = ("claim", "found", "goal", "")
 _VERDICTS = {True: "holds", False: "**does not hold**", None: "-"}
 
 
@@ -45,7 +47,9 @@ def _parts(
         f"Written by `{_command(document)}` from its results, and by nothing else ({document['kind']} run). ± is the"
         " standard deviation over the seeds, where a table names some; each names its command, commit and machine, too."
     )
-    yield _claims([claim for section in sections.values() for claim in section.claims])
+    if document["kind"] == "quick":
+        yield "The priors of a quick run are hardly trained: it shows that all of this runs, not what comes of it."
+    yield from _overview({stage: sections[stage.name] for stage in shown if stage.name in sections})
     if failures := [line for stage, entry in shown.items() if (line := _failure(stage, entry))]:
         yield "\n".join(failures)
     for number, title in SECTIONS.items():
@@ -57,8 +61,31 @@ def _parts(
             yield from _section(sections[stage.name], shown[stage], plots)
 
 
+def _overview(sections: Mapping[Stage, Section]) -> Iterator[str]:
+    """The main claims, and whatever does not hold."""
+    claims = [(stage, claim) for stage, section in sections.items() for claim in section.claims]
+    counts = Counter(claim.holds for _, claim in claims if claim.goal)
+    yield (
+        f"Of {counts.total()} claims {counts[True]} hold, {counts[False]} do not, {counts[None]} were measured too little"
+        " to say. The main ones:"
+    )
+    rows = [(_link(stage), *_claim(claim)) for stage, claim in claims if claim.main]
+    yield _table(Table("", ("measured in", *_CLAIM), rows))
+    if lacking := [(_link(stage), *_claim(claim)[:3]) for stage, claim in claims if claim.holds is False]:
+        yield "All that does not hold:"
+        yield _table(Table("", ("measured in", *_CLAIM[:3]), lacking))
+
+
+def _link(stage: Stage) -> str:
+    """To the stage's heading, as GitHub and GitLab name it."""
+    kept = "".join(letter for letter in stage.title.lower() if letter.isalnum() or letter in " -_")
+    return f"[{stage.title}](#{kept.replace(' ', '-')})"
+
+
 def _section(section: Section, entry: Entry, plots: str) -> Iterator[str]:
     about = _about(entry)
+    if section.claims:
+        yield _table(Table("", _CLAIM, [_claim(claim) for claim in section.claims]))
     for part in section.parts:
         if isinstance(part, Text):
             yield part.text
@@ -70,9 +97,8 @@ def _section(section: Section, entry: Entry, plots: str) -> Iterator[str]:
         yield about
 
 
-def _claims(claims: Sequence[Claim]) -> str:
-    rows = [(claim.text, claim.value, claim.goal or "-", _VERDICTS[claim.holds]) for claim in claims]
-    return _table(Table("", ("claim", "found", "goal", ""), rows))
+def _claim(claim: Claim) -> tuple[str, ...]:
+    return claim.text, claim.value, claim.goal or "-", _VERDICTS[claim.holds]
 
 
 def _table(table: Table) -> str:

@@ -9,19 +9,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Claim:
-    """A line of the table at the top.
+    """Something that a measurement bears out or does not.
 
     Args:
         text: what is claimed.
         value: what was found, with its unit.
         goal: what was aimed at; "" for none.
         holds: whether it was reached; None: nothing was aimed at, or too little was run to say.
+        main: whether it belongs to what one reads first.
     """
 
     text: str
     value: str
     goal: str = ""
     holds: bool | None = None
+    main: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Section:
     """What the report shows of a stage, in this order.
 
     Args:
-        claims: for the table at the top.
+        claims: above the parts; the main ones also at the top of the report.
         parts: Table, Plot and Text.
     """
 

@@ -10,7 +10,7 @@ from ...ablation import BASE
 from ...summary import ratio
 from ..section import Claim, Line, Plot, Section, Table, Text, shown
 from ..stage import Result
-from .heavy_shown import held_out_loss, over
+from .heavy_shown import held_out_loss, less, over
 
 KINDS = {"samples": "with guidance", "unguided": "without guidance"}
 _OURS = "diff2flow"
@@ -92,14 +92,8 @@ def _claims(summary: Mapping[str, Any], count: int) -> list[Claim]:
     claims = []
     for other, kind, theirs, ours in _compared(summary, count):
         text = f"Fréchet distance of {other} over diff2flow's, {count} steps, {KINDS[kind]}"
-        claims.append(Claim(text, over(theirs, ours), "> 1 by more than its deviation", _more(theirs, ours)))
+        claims.append(less(text, theirs, ours, main=kind == "samples" and other != "flow_matching"))
     return claims
-
-
-def _more(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool | None:
-    """Whether theirs is larger by more than the deviation; None: one seed says nothing."""
-    found, spread = ratio(theirs, ours)
-    return found - spread > 1 if ours["seeds"] > 1 else None
 
 
 def _found(result: Result) -> str:

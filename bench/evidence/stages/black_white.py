@@ -75,7 +75,7 @@ def _claims(result: Result, usual: str) -> list[Claim]:
         ours, other = (means[name][f"{usual}/{colour}/error"] for name in (_OURS, _OTHER))
         many = ours["seeds"] > 1
         text = f"'{black_white.prompt(colour)}': mean error after Diff2Flow over the full range"
-        claims.append(Claim(text, shown(ours), f"≤ {_NEAR:g}", ours["mean"] <= _NEAR if many else None))
+        claims.append(Claim(text, shown(ours), f"≤ {_NEAR:g}", ours["mean"] <= _NEAR if many else None, True))
         text = f"'{black_white.prompt(colour)}': error after diffusion finetuning, beside Diff2Flow's"
         claims.append(
             Claim(text, f"{shown(other)} beside {shown(ours)}", "more, beyond the deviations",

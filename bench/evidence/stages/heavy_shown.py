@@ -28,7 +28,12 @@ def ablation(result: Result) -> Section:
         rows.append((method, *values, str(cells[keys[0]]["seeds"])))
     ours, key = summary["diff2flow"], keys[0]
     claims = [
-        _less(f"Fréchet distance of {other} over diff2flow's, {counts[0]} steps", summary[other][key], ours[key])
+        less(
+            f"Fréchet distance of {other} over diff2flow's, {counts[0]} steps",
+            summary[other][key],
+            ours[key],
+            main=True,
+        )
         for other in _BETWEEN
     ]
     note = Text(f"LoRAs of rank {setting['rank']}, {setting['steps']} steps of {setting['batch_size']}, a new style.")
@@ -77,16 +82,18 @@ def _reflow_claims(summary: Mapping[str, Any]) -> list[Claim]:
     for steps, goal in _NEAR.items():
         ratio = distance(_OURS, steps)["mean"] / teacher["mean"]
         text = f"Fréchet distance of our reflow at {steps} step{'s' if steps > 1 else ''} over the teacher's at 25"
-        claims.append(Claim(text, over(distance(_OURS, steps), teacher), f"≤ {goal:g}", ratio <= goal))
+        claims.append(Claim(text, over(distance(_OURS, steps), teacher), f"≤ {goal:g}", ratio <= goal, main=True))
     base, ours = distance(_TEACHER, 2), distance(_OURS, 2)
     text = "Fréchet distance of the base at 2 steps over our reflow's"
     claims.append(Claim(text, over(base, ours), f"≥ {_WORSE:g}", base["mean"] >= _WORSE * ours["mean"]))
     straight = [summary[method]["straightness/mean"] for method in (_TEACHER, _OURS)]
     holds = straight[0]["mean"] >= _STRAIGHTER * straight[1]["mean"]
-    claims.append(Claim("straightness, the base's over our reflow's", over(*straight), f"≥ {_STRAIGHTER:g}", holds))
+    claims.append(
+        Claim("straightness, the base's over our reflow's", over(*straight), f"≥ {_STRAIGHTER:g}", holds, main=True)
+    )
     if AGAIN in summary:
         claims.append(
-            _less("Fréchet distance at 1 step, one round of reflow over two", distance(_OURS, 1), distance(AGAIN, 1))
+            less("Fréchet distance at 1 step, one round of reflow over two", distance(_OURS, 1), distance(AGAIN, 1))
         )
     return claims  # fmt: skip
 
@@ -107,7 +114,7 @@ def negatives(result: Result) -> Section:
     worst = max(each["with"] for each in result["shares"].values())
     text = f"samples that show what the negative prompt names (CFG {result['cfg']:g}), at most"
     head = ("model", "without the negative", "with it")
-    claim = Claim(text, f"{worst:.1%}", "less than half of those without it", holds)
+    claim = Claim(text, f"{worst:.1%}", "less than half of those without it", holds, main=True)
     return Section([claim], (Table("Read as the digit of the negative prompt", head, rows),))
 
 
@@ -121,7 +128,7 @@ def depth(result: Result) -> Section:
     ]
     ours = stepped["diff2flow"]
     claims = [
-        _less(f"AbsRel of {other} over diff2flow's in {steps} steps", stepped[other][key], ours[key])
+        less(f"AbsRel of {other} over diff2flow's in {steps} steps", stepped[other][key], ours[key], main=steps == 2)
         for other in _BETWEEN
         for steps in (2, 10)
         if (key := f"steps/{steps}/abs_rel") in ours
@@ -142,7 +149,7 @@ def throughput(result: Result) -> Section:
     """Pairs against the bare calls."""
     share, number = result["share_of_bare_throughput"], result["numbers"]["share"]
     text = "throughput of making pairs, of that of the bare CFG-batched calls"
-    claim = Claim(text, f"{share:.3f} ± {number['spread']:.3f}", f"≥ {_PAIRS}", share >= _PAIRS)
+    claim = Claim(text, f"{share:.3f} ± {number['spread']:.3f}", f"≥ {_PAIRS}", share >= _PAIRS, main=True)
     rounds = zip(result["bare_seconds"], result["pairs_seconds"], strict=True)
     rows = [(str(i), f"{bare:.2f}", f"{made:.2f}", f"{bare / made:.3f}") for i, (bare, made) in enumerate(rounds, 1)]
     title = f"{result['batch']} pairs of {result['side']} px a call, {result['steps']} steps, in turns"
@@ -162,7 +169,11 @@ def comfy_sampling(result: Result) -> Section:
     spread = high - low
     text = f"Diff2Flow Sampler over the bare calls inside ComfyUI, batch {case['batch']} (KSampler {stock:.3f})"
     claim = Claim(
-        text, f"{ours:.3f} ± {spread:.3f}", "no more than KSampler's, within its spread", ours <= stock + spread
+        text,
+        f"{ours:.3f} ± {spread:.3f}",
+        "no more than KSampler's, within its spread",
+        ours <= stock + spread,
+        main=True,
     )
     head = ("batch", "latent side", "ours over bare", "KSampler over bare", "quartiles of ours")
     return Section([claim], (Table(f"{result['steps']} steps, CPU seconds, in turns", head, rows),))
@@ -179,7 +190,7 @@ def comfy_training(result: Result) -> Section:
     ours = speed["median_ratio"]["ours"]
     low, _, high = speed["ratio_quartiles"]["ours"]
     text = f"our training step over the bare one (TrainLoraNode {speed['median_ratio']['train_lora_node']:.2f})"
-    claim = Claim(text, f"{ours:.3f} ({low:.3f} to {high:.3f})", f"≤ {_STEP}", ours <= _STEP)
+    claim = Claim(text, f"{ours:.3f} ({low:.3f} to {high:.3f})", f"≤ {_STEP}", ours <= _STEP, main=True)
     head = ("way", "seconds a step", "over bare", "peak memory over bare")
     title = f"Batch {result['batch']}, rank {result['rank']}, latents {result['latent']}², ComfyUI {result['comfyui']}"
     return Section([claim], (Table(title, head, rows),))
@@ -199,10 +210,16 @@ def _means(cells: Mapping[str, Any], counts: list[int], key: str) -> tuple[list[
     return [cell["mean"] for cell in found], [cell["deviation"] for cell in found]
 
 
-def _less(text: str, other: Mapping[str, Any], ours: Mapping[str, Any]) -> Claim:
-    """That the other's mean is the larger; one seed says nothing."""
-    holds = other["mean"] > ours["mean"] if ours["seeds"] > 1 else None
-    return Claim(text, over(other, ours), "> 1", holds)
+def less(text: str, other: Mapping[str, Any], ours: Mapping[str, Any], main: bool = False) -> Claim:
+    """That the other's mean is the larger by more than the deviation; one seed says nothing.
+
+    Args:
+        text, main: of the claim.
+        other, ours: cells of the summary.
+    """
+    found, spread = ratio(other, ours)
+    holds = found - spread > 1 if ours["seeds"] > 1 else None
+    return Claim(text, over(other, ours), "> 1 by more than its deviation", holds, main)
 
 
 def over(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

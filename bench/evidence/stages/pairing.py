@@ -134,7 +134,7 @@ def render(result: Result) -> Section:
     cost = result["cost"]
     large = f"{1000 * cost['large']:.1f} ms"
     claims = [
-        _less("straightness without guidance", "straightness/mean", plain, paired),
+        replace(_less("straightness without guidance", "straightness/mean", plain, paired), main=True),
         *(
             _less(f"Fréchet distance in {steps} steps", f"samples/{steps}/frechet_features", plain, paired)
             for steps in setting["sample_steps"][1:]

@@ -75,7 +75,7 @@ def render(result: Result) -> Section:
     row: tuple[Any, ...] = (
         result["quality"],
         f"{result['unet_parameters'] / 1e6:.2f} M",
-        f"{result['unet_steps']} (at most {result['rounds_at_most']} rounds)",
+        f"{result['unet_steps']} (at most {result['rounds_at_most']} times)",
         "; ".join(measured) or "-",
     )
     return Section((), (Table("", ("quality", "weights of the UNet", "training steps", "measured"), [row]),))

@@ -96,12 +96,12 @@ def _claims(means: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[Claim]:
     difference, guided = means["difference"], f"cfg/{chosen['guided']:g}"
     rise = difference["guidance/trained"]
     text = f"share of samples that show all that was asked for, CFG {chosen['guided']:g} less CFG {chosen['cfgs'][0]:g}"
-    claims = [Claim(text, shown(rise, "{:+.3f}"), "> 0, beyond its error", _decided(rise, _is_above(rise)))]
+    claims = [Claim(text, shown(rise, "{:+.3f}"), "> 0, beyond its error", _decided(rise, _is_above(rise)), main=True)]
     one, composed = means[BASE][f"{guided}/one/all"], means[BASE][f"{guided}/one, held out/all"]
     text = "all right in colours a shape was never trained in, against those it was"
     holds = composed["mean"] >= _COMPOSED * one["mean"]
     value = f"{shown(composed)} against {shown(one)}"
-    claims.append(Claim(text, value, f"≥ {_COMPOSED:g} of it", _decided(one, holds)))
+    claims.append(Claim(text, value, f"≥ {_COMPOSED:g} of it", _decided(one, holds), main=True))
     teacher = means[BASE][f"{guided}/trained/all"]
     for steps in chosen["few"]:
         ours, gain = means[REFLOW][f"few/{steps}/trained/all"], difference[f"few/{steps}"]
@@ -110,7 +110,7 @@ def _claims(means: Mapping[str, Any], chosen: Mapping[str, Any]) -> list[Claim]:
         claims.append(Claim(text, shown(gain, "{:+.3f}"), "> 0, beyond its error", _decided(gain, _is_above(gain))))
         text = f"all right after reflow in {times}, against the teacher in {chosen['steps']}"
         value, holds = f"{shown(ours)} against {shown(teacher)}", ours["mean"] >= _KEPT * teacher["mean"]
-        claims.append(Claim(text, value, f"≥ {_KEPT:g} of it", _decided(ours, holds)))
+        claims.append(Claim(text, value, f"≥ {_KEPT:g} of it", _decided(ours, holds), main=True))
     for method, name in _PARTS.items():
         named, another = (means[method][f"negative/{case}"] for case in ("named", "another"))
         text = f"samples that keep their colour though a negative prompt names it, {name}"
@@ -142,7 +142,11 @@ def _story(result: Result) -> str:
     composed, one = (base[f"cfg/{best}/{group}/all"]["mean"] for group in ("one, held out", "one"))
     new, two = (base[f"cfg/{best}/{group}/all"]["mean"] for group in ("two, new", "two"))
     kept = [str(steps) for steps in chosen["few"] if _keeps(means, chosen, steps)]
-    few = f"in {' and '.join(kept)} steps" if kept else "at none of these step counts"
+    few = f"keeps {_KEPT:.0%} of the teacher's share in {' and '.join(kept)} steps"
+    if not means[BASE][f"cfg/{chosen['guided']:g}/trained/all"]["mean"]:
+        few = "has nothing to keep: the teacher shows all that was asked for in no sample"
+    elif not kept:
+        few = f"keeps {_KEPT:.0%} of the teacher's share at none of these step counts"
     return (
         "Flat shapes, one or two in a picture; a small network reads shape, colour and place of each. The text encoder"
         " has random weights, so captions differ by little, and the prior is small: what it shows is a floor for real"
@@ -152,7 +156,7 @@ def _story(result: Result) -> str:
         f" for ({right[scales[0]]:.0%} at CFG {scales[0]}, {right[best]:.0%} at its best, CFG {best}); the weakest part"
         f" is the {weakest}. Shapes in colours they were never trained in: {composed:.0%} against {one:.0%}; two things"
         f" in captions never trained: {new:.0%} against {two:.0%}. Reflow, trained on pairs of trained captions alone,"
-        f" keeps {_KEPT:.0%} of the teacher's share {few}."
+        f" {few}."
     )
 
 
