@@ -137,7 +137,7 @@ class Bench:
         setting, nodes = self.setting, NODE_CLASS_MAPPINGS
         [watch] = nodes["Diff2FlowTrainWatch"]().build(
             self.vae, self.clip, "", 0, "1", 1.0, setting.size, setting.size, 0,
-            validate_every=setting.steps // (3 * setting.parts), validation=self.held_out,
+            validate_every=max(1, setting.steps // (3 * setting.parts)), validation=self.held_out,
         )  # fmt: skip
         warm_up = min(10, setting.steps // 4)
         [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(

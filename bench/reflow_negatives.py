@@ -21,11 +21,12 @@ from .reflow_quality import Setting
 from .runs import run_name, write_json
 
 log = logging.getLogger(__name__)
-_EACH, _CFG = 30, 2.0
+EACH, _CFG = 30, 2.0
+"""Samples of each digit; guidance."""
 _STUDENTS = ("fast", "paper")
 
 
-def shares(host: HeadlessHost, prior: str, lora: str, steps: int) -> dict[str, float]:
+def shares(host: HeadlessHost, prior: str, lora: str, steps: int, each: int = EACH) -> dict[str, float]:
     """Share read as a digit without it as the negative, and with it; the mean over the digits.
 
     Args:
@@ -33,6 +34,7 @@ def shares(host: HeadlessHost, prior: str, lora: str, steps: int) -> dict[str, f
         prior: the checkpoint's name.
         lora: a LoRA's name, "" for none.
         steps: of the sampling.
+        each: samples of each digit.
     """
     model, clip, vae = host.load_checkpoint(prior)
     if lora:
@@ -42,18 +44,18 @@ def shares(host: HeadlessHost, prior: str, lora: str, steps: int) -> dict[str, f
     for digit in range(len(digits.WORDS)):
         negatives = {"without": empty, "with": host.encode_text(clip, digits.caption(digit))}
         for name, negative in negatives.items():
-            read = classifier.classify(host.decode_image(vae, _drawn(model, empty, negative, steps, digit)))
+            read = classifier.classify(host.decode_image(vae, _drawn(model, empty, negative, steps, digit, each)))
             found[name] += float((read == digit).float().mean()) / len(digits.WORDS)
     return found
 
 
-def _drawn(model: Any, positive: Any, negative: Any, steps: int, seed: int) -> Any:
-    latent = {"samples": torch.zeros(_EACH, 4, digits.SIZE // 8, digits.SIZE // 8)}
+def _drawn(model: Any, positive: Any, negative: Any, steps: int, seed: int, each: int) -> Any:
+    latent = {"samples": torch.zeros(each, 4, digits.SIZE // 8, digits.SIZE // 8)}
     sample = NODE_CLASS_MAPPINGS["Diff2FlowSampler"]().sample
     return sample(model, positive, negative, latent, 500 + seed, steps, _CFG, "euler", 1.0, "auto")[0]["samples"]
 
 
-def measured(models: Path, work: Path, setting: Setting, device: str = "cpu") -> dict[str, Any]:
+def measured(models: Path, work: Path, setting: Setting, device: str = "cpu", each: int = EACH) -> dict[str, Any]:
     """The shares of the base in 25 steps and of the students in 4.
 
     Args:
@@ -61,15 +63,16 @@ def measured(models: Path, work: Path, setting: Setting, device: str = "cpu") ->
         work: folder of inputs and outputs.
         setting: that the LoRAs were trained by.
         device: of the network.
+        each: samples of each digit.
     """
     host = HeadlessHost(models, work / "input", work / "output", device)
     use(host)
     prior = tiny_prior.ensure_narrow(setting.prior, models).name
-    found = {"base, 25 steps": shares(host, prior, "", 25)}
+    found = {"base, 25 steps": shares(host, prior, "", 25, each)}
     for method in _STUDENTS:
         lora = f"{run_name(method, 0, setting)}.safetensors"
-        found[f"{method}, 4 steps"] = shares(host, prior, lora, 4)
-    return {"samples": _EACH * len(digits.WORDS), "cfg": _CFG, "shares": found}
+        found[f"{method}, 4 steps"] = shares(host, prior, lora, 4, each)
+    return {"samples": each * len(digits.WORDS), "cfg": _CFG, "shares": found}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -134,6 +134,7 @@ class ShapeQuality(Quality):
         return ShapeSubject(self.shapes)
 
 
+_QUICK_AUTOENCODER, _QUICK_UNET = Plan(steps=30, rate=1e-3, warm_up=5, average=0.95), Plan(120, rate=2e-3, warm_up=20)
 QUALITIES = {
     "demo": Quality(
         "demo",
@@ -150,18 +151,18 @@ QUALITIES = {
     ),
     "quick": Quality(
         "quick",
-        autoencoder=Plan(steps=60, rate=1e-3, warm_up=10, average=0.95),
-        unet=Plan(steps=300, rate=2e-3, warm_up=20),
+        autoencoder=_QUICK_AUTOENCODER,
+        unet=_QUICK_UNET,
         copies=10,
         wordings=1,
     ),
     "scenes_quick": SceneQuality(
         "scenes_quick",
-        autoencoder=Plan(steps=60, rate=1e-3, warm_up=10, average=0.95),
-        unet=Plan(steps=200, rate=2e-3, warm_up=20),
+        autoencoder=_QUICK_AUTOENCODER,
+        unet=_QUICK_UNET,
         copies=10,
-        scenes=300,
-        captions=60,
+        scenes=100,
+        captions=30,
     ),
     "scenes": SceneQuality(
         "scenes",
@@ -186,8 +187,8 @@ QUALITIES = {
     ),
     "shapes_quick": ShapeQuality(
         "shapes_quick",
-        autoencoder=Plan(steps=60, rate=1e-3, warm_up=10, average=0.95),
-        unet=Plan(steps=200, rate=2e-3, warm_up=20),
+        autoencoder=_QUICK_AUTOENCODER,
+        unet=_QUICK_UNET,
         copies=10,
         shapes=60,
     ),

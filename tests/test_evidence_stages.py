@@ -206,7 +206,8 @@ def test_the_reports_on_the_tiny_prior_become_results(context, monkeypatch, tmp_
 def test_negative_prompts_are_measured_with_the_loras_of_the_setting(context, monkeypatch):
     asked = []
 
-    def shares(host, prior, lora, steps):
+    def shares(host, prior, lora, steps, each):
+        assert each == 5  # the context is a quick one's
         asked.append((prior, lora, steps))
         return {"without": 0.1, "with": 0.02}
 

@@ -66,8 +66,8 @@ def _overview(sections: Mapping[Stage, Section]) -> Iterator[str]:
     claims = [(stage, claim) for stage, section in sections.items() for claim in section.claims]
     counts = Counter(claim.holds for _, claim in claims if claim.goal)
     yield (
-        f"Of {counts.total()} claims {counts[True]} hold, {counts[False]} do not, {counts[None]} were measured too little"
-        " to say. The main ones:"
+        f"Of {counts.total()} claims {counts[True]} hold, {counts[False]} do not, {counts[None]} were measured too"
+        " little to say. The main ones:"
     )
     rows = [(_link(stage), *_claim(claim)) for stage, claim in claims if claim.main]
     yield _table(Table("", ("measured in", *_CLAIM), rows))

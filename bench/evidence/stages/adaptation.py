@@ -37,7 +37,7 @@ def _setting(context: Context, **changes: Any) -> bench.Setting:
     chosen = replace(plain, **changes)
     if not context.quick:
         return chosen
-    return replace(chosen, steps=12, batch_size=8, images=40, held_out=20, samples=20, sample_steps=(4,))
+    return replace(chosen, steps=6, batch_size=8, images=20, held_out=10, samples=10, sample_steps=(4,))
 
 
 def run_continued(context: Context) -> Result:

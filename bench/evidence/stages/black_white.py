@@ -26,7 +26,7 @@ def setting_of(context: Context) -> black_white.Setting:
     if not context.quick:
         return normal
     return replace(
-        normal, digits=20, uniform=6, steps=12, batch_size=8, samples=6, digit_samples=10, cfgs=normal.cfgs[-1:]
+        normal, digits=20, uniform=6, steps=6, batch_size=8, samples=4, digit_samples=10, cfgs=normal.cfgs[-1:]
     )
 
 

@@ -26,7 +26,7 @@ _DEPTH = ("diff2flow", "flow_matching", "diffusion", *depth_quality.SCALES)
 def ablation_setting(context: Context) -> ablation_bench.Setting:
     """Of the ablation on the narrow prior."""
     normal = ablation_bench.Setting(prior=digits_prior(context), narrow=True, batch_size=8)
-    return replace(normal, steps=24, images=40, held_out=20, samples=20) if context.quick else normal
+    return replace(normal, steps=9, images=20, held_out=10, samples=10) if context.quick else normal
 
 
 def run_ablation(context: Context) -> Result:
@@ -45,7 +45,7 @@ def reflow_setting(context: Context) -> reflow_quality.Setting:
     normal = reflow_quality.Setting(prior=digits_prior(context), pairs=1000, steps=250, samples=150)
     if not context.quick:
         return normal
-    return replace(normal, pairs=64, teacher_steps=8, steps=20, samples=20, sample_steps=(25, 4, 2, 1))
+    return replace(normal, pairs=32, teacher_steps=8, steps=8, batch_size=8, samples=10, sample_steps=(25, 4, 2, 1))
 
 
 def run_reflow(context: Context) -> Result:
@@ -70,7 +70,8 @@ def run_negatives(context: Context) -> Result:
     """Negative prompts after reflow, with the LoRAs of the stage before."""
     setting = reflow_setting(context)
     work = context.folder("reflow_quality") / "work"
-    found = reflow_negatives.measured(context.own_models(), work, setting, context.device)
+    each = 5 if context.quick else reflow_negatives.EACH
+    found = reflow_negatives.measured(context.own_models(), work, setting, context.device, each)
     numbers = {f"{name}, with": number(each["with"], "smaller", floor=0.03) for name, each in found["shares"].items()}
     return {**found, "numbers": numbers}
 
@@ -78,7 +79,7 @@ def run_negatives(context: Context) -> Result:
 def depth_setting(context: Context) -> depth_quality.Setting:
     """Of the report on depth."""
     normal = depth_quality.Setting(prior=scenes_prior(context), steps=250)
-    return replace(normal, scenes=60, held_out=16, steps=12, batch_size=8) if context.quick else normal
+    return replace(normal, scenes=40, held_out=10, steps=6, batch_size=8) if context.quick else normal
 
 
 def run_depth(context: Context) -> Result:

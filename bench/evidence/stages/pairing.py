@@ -36,7 +36,7 @@ def setting_of(context: Context) -> ablation.Setting:
     normal = ablation.Setting(
         prior=digits_prior(context), narrow=True, steps=120, batch_size=16, sample_steps=(25, 4, 2)
     )
-    return replace(normal, steps=12, images=40, held_out=10, samples=10) if context.quick else normal
+    return replace(normal, steps=6, batch_size=8, images=20, held_out=10, samples=10) if context.quick else normal
 
 
 def run(context: Context) -> Result:

@@ -32,7 +32,7 @@ def setting(context: Context) -> shape_binding.Setting:
     normal = shape_binding.Setting(prior=shapes_prior(context))
     if not context.quick:
         return normal
-    return replace(normal, captions=4, cfgs=(1.0, 3.0), steps=8, taught=8, pairs=32, training=10, batch_size=8,
+    return replace(normal, captions=4, cfgs=(1.0, 3.0), steps=8, taught=8, pairs=16, training=6, batch_size=8,
                    negatives=4, real=40)  # fmt: skip
 
 
