@@ -23,6 +23,8 @@ _SHOWS: dict[str, int] = {
     "Diff2FlowReflowPairs": 120,
 }
 """Further height of nodes that show something: images, the progress of a run."""
+_PREVIEWS = {name: 240 for name in ("Diff2FlowStepsGrid", "Diff2FlowSampler", "Diff2FlowDepth", "KSampler")}
+"""The same of those under which ComfyUI draws what they sample meanwhile."""
 
 
 def columns_of(graph: Mapping[str, Any], members: Sequence[str]) -> list[list[str]]:
@@ -118,7 +120,8 @@ def _height(class_type: str) -> int:
     node = declared(class_type)
     rows = max(len(node.inputs) - len(node.widgets), len(node.outputs))
     widgets = sum(1 + len(entry.followers) for entry in node.widgets) - _texts(node)
-    return _FOOT + _SLOT * rows + _WIDGET * widgets + _TEXT * _texts(node) + _SHOWS.get(class_type, 0)
+    shown = _SHOWS.get(class_type, 0) + _PREVIEWS.get(class_type, 0)
+    return _FOOT + _SLOT * rows + _WIDGET * widgets + _TEXT * _texts(node) + shown
 
 
 def _texts(node: Declared) -> int:
