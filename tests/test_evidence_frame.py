@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from diff2flow_nodes import cli
-from diff2flow_nodes.bench.evidence import command, provenance
+from diff2flow_nodes.bench.evidence import command, provenance, runner
 from diff2flow_nodes.bench.evidence.registry import STAGES, chosen
 from diff2flow_nodes.bench.evidence.report import write_report
 from diff2flow_nodes.bench.evidence.runner import run_all
@@ -99,6 +100,16 @@ def test_equal_results_give_the_same_report(context, tmp_path):
     ):
         assert line in text, line
     assert str(tmp_path) not in text
+
+
+def test_what_the_most_waits_for_begins_first(context, monkeypatch):
+    begun = []
+    monkeypatch.setattr(runner, "measure", lambda stage, *_: begun.append(stage.name))
+    kinds = {"short": 1.0, "first": 0.1, "long": 5.0}
+    stages = [replace(GOOD, name=name, minutes=(minutes, 0.1)) for name, minutes in kinds.items()]
+    stages[2] = replace(stages[2], needs=("first",))
+    run_all(stages, context, Store(context.work / "results", "abc"))
+    assert begun == ["first", "long", "short"]
 
 
 def _options(tmp_path, *words):
