@@ -73,6 +73,17 @@ def test_entries_reach_their_node_and_those_of_other_workflows_none(seen: Page, 
     assert headline(seen, 7) == "Step 12 of 2000" and headline(seen, 3) == "Step 30 of 2000"
 
 
+def test_messages_are_heard_before_the_page_is_set_up(seen: Page) -> None:
+    """ComfyUI connects first, and warns on the console of a message that nobody listens for."""
+    assert seen.page.evaluate("() => heardAtOnce") == ["diff2flow.train"]
+
+
+def test_a_graph_without_an_id_asks_for_its_node_alone(seen: Page) -> None:
+    seen.page.evaluate("() => { comfy.app.rootGraph.id = '00000000-0000-0000-0000-000000000000'; }")
+    with seen.page.expect_request(lambda request: request.url.endswith("/diff2flow/history/7?workflow=")):
+        say(seen, "reconnected", None)
+
+
 def test_training_waits_for_the_dataset_and_says_so(seen: Page) -> None:
     status = {"kind": "status", "node": "9", "workflow": "a-workflow", "seq": 1, "title": "Encoding digits", "text": ""}
     say(seen, "executing", "9")
