@@ -5,7 +5,7 @@ import torch
 
 from diff2flow_nodes.bench.dpm_solver import dpm_solver
 from diff2flow_nodes.bench.reflow_table import goals, markdown
-from diff2flow_nodes.bench.summary import summary
+from diff2flow_nodes.bench.summary import ratio, summary
 from diff2flow_nodes.hosts.headless.host import HeadlessHost
 
 STEPS = (25, 4, 2, 1)
@@ -21,8 +21,20 @@ def _run(distance, straightness):
 
 def test_means_and_deviations_are_those_of_the_seeds():
     found = summary({"a, b/0": {"x": {"y": 1.0}}, "a, b/1": {"x": {"y": 3.0}}, "c/0": {"x": {"y": 5.0}}})
-    assert found["a, b"]["x/y"] == {"mean": 2.0, "deviation": pytest.approx(2**0.5), "seeds": 2}
-    assert found["c"]["x/y"] == {"mean": 5.0, "deviation": 0.0, "seeds": 1}
+    deviation = pytest.approx(2**0.5)
+    assert found["a, b"]["x/y"] == {"mean": 2.0, "deviation": deviation, "seeds": 2, "values": [1.0, 3.0]}
+    assert found["c"]["x/y"] == {"mean": 5.0, "deviation": 0.0, "seeds": 1, "values": [5.0]}
+
+
+def test_ratios_are_compared_seed_by_seed():
+    runs = {
+        f"{name}/{seed}": {"x": scale * seed} for name, scale in (("one", 2.2), ("two", 2.0)) for seed in (10, 2, 1)
+    }
+    one, two = (cells["x"] for cells in summary(runs).values())
+    assert one["values"] == pytest.approx([2.2, 4.4, 22.0]) and one["deviation"] > one["mean"]
+    assert ratio(one, two) == pytest.approx((1.1, 0.0))
+    without = [{key: cell[key] for key in ("mean", "deviation", "seeds")} for cell in (one, two)]
+    assert ratio(*without) == pytest.approx((1.1, 1.1 * 2**0.5 * one["deviation"] / one["mean"]))
 
 
 def test_goals_hold_or_do_not():
