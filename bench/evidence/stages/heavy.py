@@ -42,7 +42,7 @@ def run_ablation(context: Context) -> Result:
 
 def reflow_setting(context: Context) -> reflow_quality.Setting:
     """Of the report on reflow."""
-    normal = reflow_quality.Setting(prior=digits_prior(context), pairs=1000, steps=250, samples=150)
+    normal = reflow_quality.Setting(prior=digits_prior(context), pairs=800, steps=220, samples=100)
     if not context.quick:
         return normal
     return replace(normal, pairs=32, teacher_steps=8, steps=8, batch_size=8, samples=10, sample_steps=(25, 4, 2, 1))
