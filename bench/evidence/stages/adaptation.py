@@ -78,11 +78,11 @@ def _resolution_settings(context: Context) -> Mapping[str, Any]:
 
 STAGES = (
     Stage(
-        "continued", "Continued training (Table 1)", 3, (16.0, 1.0), run_continued, shown.continued,
+        "continued", "Continued training (Table 1)", 3, (14.0, 0.8), run_continued, shown.continued,
         settings=_continued_settings, needs=("prior_digits",), seeded=True,
     ),
     Stage(
-        "resolution", "Another resolution (Figure 5)", 3, (10.0, 1.0), run_resolution, shown.resolution,
+        "resolution", "Another resolution (Figure 5)", 3, (10.0, 0.8), run_resolution, shown.resolution,
         settings=_resolution_settings, needs=("prior_digits",), seeded=True,
     ),
 )  # fmt: skip

@@ -167,7 +167,7 @@ STAGE = Stage(
     "black_white",
     "Black and white images (Figure 4)",
     3,
-    (9.0, 0.9),
+    (12.0, 0.7),
     run,
     render,
     settings=_settings,

@@ -78,7 +78,7 @@ def run_negatives(context: Context) -> Result:
 
 def depth_setting(context: Context) -> depth_quality.Setting:
     """Of the report on depth."""
-    normal = depth_quality.Setting(prior=scenes_prior(context), steps=250)
+    normal = depth_quality.Setting(prior=scenes_prior(context), steps=250, held_out=60)
     return replace(normal, scenes=40, held_out=10, steps=6, batch_size=8) if context.quick else normal
 
 
@@ -172,19 +172,19 @@ COST = (
 )  # fmt: skip
 CLAIMS = (
     Stage(
-        "ablation", "The objectives, a new style", 3, (9.0, 2.5), run_ablation, shown.ablation,
+        "ablation", "The objectives, a new style", 3, (11.0, 1.0), run_ablation, shown.ablation,
         settings=_ablation_settings, needs=("prior_digits",), seeded=True,
     ),
     Stage(
-        "reflow_quality", "Reflow (Table 3), and a second round", 3, (34.0, 2.0), run_reflow, shown.reflow,
+        "reflow_quality", "Reflow (Table 3), and a second round", 3, (42.0, 1.2), run_reflow, shown.reflow,
         settings=_reflow_settings, needs=("prior_digits",), seeded=True,
     ),
     Stage(
-        "reflow_negatives", "Negative prompts after reflow", 3, (3.0, 1.5), run_negatives, shown.negatives,
+        "reflow_negatives", "Negative prompts after reflow", 3, (3.0, 0.5), run_negatives, shown.negatives,
         settings=_reflow_settings, needs=("reflow_quality",),
     ),
     Stage(
-        "depth_quality", "Depth (Figure 8)", 3, (18.0, 1.5), run_depth, shown.depth,
+        "depth_quality", "Depth (Figure 8)", 3, (20.0, 1.0), run_depth, shown.depth,
         settings=_depth_settings, needs=("prior_scenes",), seeded=True,
     ),
 )  # fmt: skip
