@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diff2flow_nodes import cli
-from diff2flow_nodes.bench.evidence import command, provenance, runner
+from diff2flow_nodes.bench.evidence import command, provenance, runner, section
 from diff2flow_nodes.bench.evidence.registry import STAGES, chosen
 from diff2flow_nodes.bench.evidence.report import write_report
 from diff2flow_nodes.bench.evidence.runner import run_all
@@ -100,6 +100,10 @@ def test_equal_results_give_the_same_report(context, tmp_path):
     ):
         assert line in text, line
     assert str(tmp_path) not in text
+
+
+def test_a_deviation_has_no_sign():
+    assert section.shown({"mean": 0.5, "deviation": 0.25, "seeds": 3}, "{:+.2f}") == "+0.50 ± 0.25"
 
 
 def test_what_the_most_waits_for_begins_first(context, monkeypatch):

@@ -118,8 +118,8 @@ def shown(cell: Mapping[str, Any], form: str = "{:.3f}") -> str:
 
     Args:
         cell: mean, deviation, seeds; or value, spread, seeds.
-        form: of each.
+        form: of each; the deviation has no sign.
     """
     mean = cell["mean"] if "mean" in cell else cell["value"]
     spread = cell["deviation"] if "deviation" in cell else cell["spread"]
-    return f"{form.format(mean)} ± {form.format(spread)}" if cell["seeds"] > 1 else form.format(mean)
+    return f"{form.format(mean)} ± {form.replace('+', '').format(spread)}" if cell["seeds"] > 1 else form.format(mean)
