@@ -84,7 +84,7 @@ def test_the_sizes_are_those_of_the_presets(context, tmp_path):
 def test_datasets_and_pairs_take_flat_memory(tmp_path):
     cases = [{"items": n, **growth_data.dataset_costs(tmp_path / f"d{n}", n)} for n in (64, 640)]
     section = growth_data.render_dataset({"cases": cases})
-    assert _fits(section, tmp_path)["memory that drawing a batch takes beside its tensors, at most, up to 640 images"]
+    assert _fits(section, tmp_path)["memory of drawing a batch, 10 times as many images"]
     found = growth_data.pairs_costs(tmp_path / "pairs", 9000)
     assert found["index_bytes"] == 8 * 9000 and found["other_bytes"] < 1e6
     _fits(growth_data.render_pairs({"cases": [{"pairs": 9000, **found}]}), tmp_path)
