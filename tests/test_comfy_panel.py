@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Page, browser, missing
+from browser import Page, missing
 from comfy_server import ComfyServer, comfy_dir
 
 from diff2flow_nodes.bench import digits
@@ -74,12 +74,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
         build_random(checkpoint)
     digits.write(folder / "input" / GOLDEN["Images and captions"]["folder"], STYLE, IMAGES)
     with running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Any]:
-    with browser() as running:
         yield running
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Page, browser, missing
+from browser import Page, missing
 from panel_server import PAIRS, TRAIN, PanelServer, begin, trained
 
 if missing():
@@ -27,12 +27,6 @@ PIXELS = """() => {
   const count = (colour) => places.filter((i) => data[i + 3] > 200 && near(i, colour)).length;
   return {smooth: count([78, 168, 255]), validation: count([255, 180, 84])};
 }"""
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Any]:
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture

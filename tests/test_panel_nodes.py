@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import Page, browser, missing
+from browser import Page, missing
 from panel_server import PanelServer, begin, trained
 
 from diff2flow_nodes.hosts.page import Place
@@ -15,12 +15,6 @@ if missing():
     pytest.skip(missing(), allow_module_level=True)
 
 OWN, INNER = Place("7"), Place("5:3")
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Any]:
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture
