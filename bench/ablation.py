@@ -24,7 +24,7 @@ from ..training.validation import Validation
 from . import digits, tiny_prior
 from .judging import Judge, save_picture
 from .loaded_prior import LoadedPrior, lora_everywhere
-from .runs import Runs, write_json
+from .runs import Runs, ends_of_parts, require_equal_parts, write_json
 from .summary import summary
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,7 @@ class Setting:
     unguided: bool = False
 
     def __post_init__(self) -> None:
-        if self.parts < 1 or self.steps % self.parts:
-            raise ValueError(f"{self.steps} steps cannot be split into {self.parts} equal parts")
+        require_equal_parts(self.steps, self.parts)
 
 
 class Bench:
@@ -117,8 +116,8 @@ class Bench:
         name = f"{self.setting.style}_{self.setting.size}_{method.replace(', ', '_').replace(' ', '_')}_{seed}"
         if method == BASE:
             return {"validation": {"0": self._loss_before(method, seed)}, **self.measured(self.model, seed, name)}
-        part, found = self.setting.steps // self.setting.parts, {}
-        for steps in range(part, self.setting.steps + 1, part):
+        found = {}
+        for steps in ends_of_parts(self.setting.steps, self.setting.parts):
             model = self.trained(method, seed, name, steps)
             found[str(steps)] = self.measured(model, seed, f"{name}_after_{steps}")
         validation = {"0": self._loss_before(method, seed), **self.validation(name)}

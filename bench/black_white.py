@@ -57,7 +57,7 @@ class Setting:
     rank: int = 16
     samples: int = 12
     digit_samples: int = 20
-    sample_steps: tuple[int, ...] = (25, 4)
+    sample_steps: tuple[int, ...] = (25,)
     cfgs: tuple[float, ...] = (1.0, tiny_prior.CFG)
 
 

@@ -29,7 +29,7 @@ from . import digits, scenes
 from .depth_regressor import trained_regressor
 from .depth_table import markdown
 from .loaded_prior import OnPrior, lora_everywhere
-from .runs import Runs, run_name, write_json
+from .runs import Runs, ends_of_parts, require_equal_parts, run_name, write_json
 from .scene_prior import HELD_OUT_SEED, depth_pictures
 from .summary import summary
 
@@ -64,6 +64,13 @@ class Setting:
         sample_steps: step counts.
         ensemble: members, and how many steps each has.
         ensemble_steps: see ensemble.
+        schedule: of the learning rate.
+        parts: the depth is measured after each of so many equal parts of the training; more than one need a constant
+            rate.
+        videos: how much they flicker is measured, too.
+
+    Raises:
+        ValueError: parts that the steps cannot be split into.
     """
 
     prior: str = "scenes"
@@ -76,6 +83,12 @@ class Setting:
     sample_steps: tuple[int, ...] = (10, 4, 2, 1)
     ensemble: int = 4
     ensemble_steps: int = 4
+    schedule: str = "cosine"
+    parts: int = 1
+    videos: bool = True
+
+    def __post_init__(self) -> None:
+        require_equal_parts(self.steps, self.parts)
 
 
 class Bench(OnPrior):
@@ -97,12 +110,15 @@ class Bench(OnPrior):
             return self._measured(self._through_autoencoder(), AUTOENCODER)
         if method == REGRESSOR:
             return self._regressed(seed)
-        name = run_name(f"depth {method}", seed, self.setting)
-        began = time.monotonic()
-        model = self._trained(OBJECTIVES[method], seed, name)
-        trained = time.monotonic() - began
-        sizes = {"training_seconds": trained, "trained_parameters": self._size(name)}
-        return {**sizes, **self._estimated(model, seed, name)}
+        name, seconds, after = run_name(f"depth {method}", seed, self.setting), 0.0, {}
+        for steps in ends_of_parts(self.setting.steps, self.setting.parts):
+            began = time.monotonic()
+            model = self._trained(OBJECTIVES[method], seed, name, steps)
+            seconds += time.monotonic() - began
+            after[str(steps)] = {"steps": self._stepped(model, seed, f"{name}_after_{steps}")}
+        found = {**after.pop(str(self.setting.steps)), **self._ensemble_and_videos(model, seed, name)}
+        sizes = {"training_seconds": seconds, "trained_parameters": self._size(name)}
+        return {**sizes, **found, **({"after": after} if after else {})}
 
     def _size(self, name: str) -> int:
         """How many numbers a LoRA's file holds beside the alphas."""
@@ -112,29 +128,35 @@ class Bench(OnPrior):
             shapes = [file.get_slice(key).get_shape() for key in file.keys() if not key.endswith(".alpha")]  # noqa: SIM118
         return sum(map(math.prod, shapes))
 
-    def _trained(self, changes: dict[str, str], seed: int, name: str) -> Any:
+    def _trained(self, changes: dict[str, str], seed: int, name: str, steps: int) -> Any:
+        """The prior with a LoRA trained for so many steps; goes on from where the same run was before."""
         setting, nodes = self.setting, NODE_CLASS_MAPPINGS
         dataset, _ = nodes["Diff2FlowDepthDataset"]().build(
             self._train.name, self._vae, self._clip, scenes.SIZE, flips=True
         )
         lora = lora_everywhere(setting.rank, True, changes.get("widening", "zeros"))
-        [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(schedule="cosine", warmup_steps=20, ema=0.98)
+        [optimizer] = nodes["Diff2FlowOptimizerConfig"]().build(schedule=setting.schedule, warmup_steps=20, ema=0.98)
         [loss] = nodes["Diff2FlowLossConfig"]().build(
             **{key: value for key, value in changes.items() if key in ("weighting", "t_range")}
         )
         return nodes["Diff2FlowTrain"]().train(
-            self._model, dataset, lora, changes.get("objective", "diff2flow"), setting.steps, setting.batch_size,
+            self._model, dataset, lora, changes.get("objective", "diff2flow"), steps, setting.batch_size,
             setting.learning_rate, seed, name, optimizer=optimizer, loss=loss, save_dtype="fp32",
         )[0]  # fmt: skip
 
-    def _estimated(self, model: Any, seed: int, name: str) -> dict[str, Any]:
-        """The metrics for each step count, of an ensemble, and how much videos flicker."""
-        setting, found = self.setting, {}
-        for steps in setting.sample_steps:
-            raw = self._raw(model, self._pictures, steps, seed)
-            found[str(steps)] = self._measured(raw, f"{name}_{steps}")
+    def _stepped(self, model: Any, seed: int, name: str) -> dict[str, Any]:
+        """The metrics for each step count."""
+        return {
+            str(steps): self._measured(self._raw(model, self._pictures, steps, seed), f"{name}_{steps}")
+            for steps in self.setting.sample_steps
+        }
+
+    def _ensemble_and_videos(self, model: Any, seed: int, name: str) -> dict[str, Any]:
+        """The metrics of an ensemble, and how much videos flicker."""
+        setting = self.setting
         merged = self._raw(model, self._pictures, setting.ensemble_steps, seed, ensemble=setting.ensemble)
-        return {"steps": found, "ensemble": self._measured(merged, f"{name}_ensemble"), **self._video(model, seed)}
+        videos = self._video(model, seed) if setting.videos else {}
+        return {"ensemble": self._measured(merged, f"{name}_ensemble"), **videos}
 
     def _raw(
         self, model: Any, pictures: Tensor, steps: int, seed: int, ensemble: int = 1, noise: str = "fresh"
@@ -161,7 +183,7 @@ class Bench(OnPrior):
         return torch.cat(parts).mean(dim=-1)
 
     def _regressed(self, seed: int) -> dict[str, Any]:
-        """A small network, trained on the same pairs for as long as diff2flow of that seed was."""
+        """A small network, trained on the same pairs for as long as the LoRAs of that seed were."""
         seconds = self._seconds(seed)
         data = scenes.scenes(range(self.setting.scenes), seed=_SEED)
         wanted = depth_pictures(data.depth)[..., 0]
@@ -169,10 +191,12 @@ class Bench(OnPrior):
         return {"training_seconds": seconds, **self._measured(estimate(self._pictures), f"regressor_{seed}")}
 
     def _seconds(self, seed: int) -> float:
+        """Of the quickest: the first that was trained has encoded what all share."""
         done = Runs(self._work.parent / "runs", self.setting).done()
-        if f"diff2flow/{seed}" not in done:
-            raise ValueError(f"'{REGRESSOR}' is trained for as long as diff2flow: run that of seed {seed} first")
-        return done[f"diff2flow/{seed}"]["training_seconds"]
+        seconds = [done[name]["training_seconds"] for each in OBJECTIVES if (name := f"{each}/{seed}") in done]
+        if not seconds:
+            raise ValueError(f"'{REGRESSOR}' is trained for as long as the LoRAs: train one of seed {seed} first")
+        return min(seconds)
 
     def _measured(self, raw: Tensor, name: str) -> dict[str, float]:
         """The metrics of raw depth (B, H, W) of the held-out scenes; saves a picture of some."""

@@ -41,6 +41,7 @@ class Judge:
         self._host, self._clip, self._vae, self._size = host, clip, vae, size
         images, _ = digits.split(held_out=True)
         parts = digits.render(images, digits.STYLES[style], size).split(_BATCH)
+        self._known: dict[str, Any] = {}
         self.real = torch.cat([host.decode_image(vae, host.encode_image(vae, part)) for part in parts])
 
     def drawn(self, draw: Draw, seed: int, count: int) -> tuple[Tensor, Tensor]:
@@ -52,13 +53,19 @@ class Judge:
             count: a multiple of 10.
         """
         each, pictures = count // len(digits.WORDS), []
-        empty = self._host.encode_text(self._clip, "")
+        empty = self._encoded("")
         for digit in range(len(digits.WORDS)):
-            positive = self._host.encode_text(self._clip, digits.caption(digit))
+            positive = self._encoded(digits.caption(digit))
             latent = {"samples": torch.zeros(each, 4, self._size // 8, self._size // 8)}
             drawn = draw(positive, empty, latent, 1000 * seed + digit)
             pictures.append(self._host.decode_image(self._vae, drawn["samples"]))
         return torch.cat(pictures), torch.arange(len(digits.WORDS)).repeat_interleave(each)
+
+    def _encoded(self, caption: str) -> Any:
+        """CONDITIONING of a caption, encoded once."""
+        if caption not in self._known:
+            self._known[caption] = self._host.encode_text(self._clip, caption)
+        return self._known[caption]
 
     def straightness(self, model: Any, cfg: float, steps: int, seed: int, count: int) -> dict[str, float]:
         """E|(x_data - x_noise) - velocity|² along a model's own paths, the mean over the digits.
@@ -89,8 +96,8 @@ class Judge:
             count: a multiple of 10.
         """
         wanted, pictures = torch.arange(len(digits.WORDS)).repeat_interleave(count // len(digits.WORDS)), []
-        empty = self._host.encode_text(self._clip, "")
-        contexts = [self._host.encode_text(self._clip, digits.caption(digit))[0] for digit in range(len(digits.WORDS))]
+        empty = self._encoded("")
+        contexts = [self._encoded(digits.caption(digit))[0] for digit in range(len(digits.WORDS))]
         for number, part in enumerate(wanted.split(_BATCH)):
             positive = [[torch.cat([contexts[digit][0] for digit in part.tolist()]), contexts[0][1]]]
             latent = {"samples": torch.zeros(len(part), 4, self._size // 8, self._size // 8)}

@@ -21,7 +21,7 @@ from .reflow_quality import Setting
 from .runs import run_name, write_json
 
 log = logging.getLogger(__name__)
-EACH, _CFG = 30, 2.0
+EACH, _CFG = 20, 2.0
 """Samples of each digit; guidance."""
 _STUDENTS = ("fast", "paper")
 

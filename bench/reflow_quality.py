@@ -44,7 +44,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "windows": {"recipe": "windows", "teacher_cfg": tiny_prior.CFG},
 }
 AGAIN = "fast, 2-reflow"
-_MEASURED = 50
+_MEASURED = 30
 """Paths whose straightness is measured."""
 METHODS = (*BASES, *STUDENTS, AGAIN)
 
@@ -167,7 +167,7 @@ class Bench(OnPrior):
         return reflowed(model, data, recipe, setting.rank, size, seed, name)
 
     def _measured(self, draw: Any, seed: int, name: str) -> dict[str, float]:
-        pictures, wanted = self._judge.drawn(draw, seed, self.setting.samples)
+        pictures, wanted = self._judge.drawn_together(draw, seed, self.setting.samples)
         save_picture(pictures, self._work / "pictures" / f"{name}.png")
         away = (pictures - self._teachers(seed)).square().mean().sqrt()
         return {**self._judge.judged(pictures, wanted), "rmse_to_teacher": float(away)}
@@ -183,7 +183,7 @@ class Bench(OnPrior):
         if not file.is_file():
             draw = partial(self._flow, self._model, setting.teacher_steps, setting.teacher_cfg)
             with written_whole(file) as temporary:
-                save_file({"pictures": self._judge.drawn(draw, seed, setting.samples)[0]}, str(temporary))
+                save_file({"pictures": self._judge.drawn_together(draw, seed, setting.samples)[0]}, str(temporary))
         return load_file(file)["pictures"]
 
     def _flow(self, model: Any, steps: int, cfg: float, positive: Any, negative: Any, latent: Any, seed: int) -> Any:

@@ -58,6 +58,17 @@ def run_name(method: str, seed: int, setting: Any) -> str:
     return f"{method.replace(', ', '_').replace(' ', '_')}_{seed}_{mark}"
 
 
+def require_equal_parts(steps: int, parts: int) -> None:
+    """ValueError for steps of a training that cannot be split into so many equal parts."""
+    if parts < 1 or steps % parts:
+        raise ValueError(f"{steps} steps cannot be split into {parts} equal parts")
+
+
+def ends_of_parts(steps: int, parts: int) -> range:
+    """How many steps of a training are done after each of so many equal parts; the last is all."""
+    return range(steps // parts, steps + 1, steps // parts)
+
+
 def write_json(path: Path, what: Any) -> None:
     """Writes JSON, whole or not at all."""
     with written_whole(path) as temporary:

@@ -56,7 +56,7 @@ class Setting:
 
     prior: str = "shapes"
     captions: int = 16
-    cfgs: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0)
+    cfgs: tuple[float, ...] = (1.0, 3.0, 5.0)
     steps: int = 25
     few: tuple[int, ...] = (4, 2, 1)
     guided: float = tiny_prior.CFG

@@ -171,19 +171,19 @@ QUALITIES = {
     ),
     "digits": Quality(
         "digits",
-        autoencoder=Plan(steps=400, rate=1e-3, warm_up=20, average=0.99),
-        unet=Plan(steps=2500, rate=2e-3, warm_up=100, average=0.998, save_every=300.0),
+        autoencoder=Plan(steps=300, rate=1e-3, warm_up=20, average=0.99),
+        unet=Plan(steps=2000, rate=2e-3, warm_up=100, average=0.998, save_every=300.0),
         variants=4,
         accuracy=0.97,
-        judged=300,
+        judged=150,
         rounds=3,
     ),
     "scenes_short": SceneQuality(
         "scenes_short",
-        autoencoder=Plan(steps=500, rate=1e-3, warm_up=20, average=0.99),
-        unet=Plan(steps=2500, rate=2e-3, warm_up=100, average=0.998, save_every=300.0),
-        scenes=3000,
-        captions=400,
+        autoencoder=Plan(steps=400, rate=1e-3, warm_up=20, average=0.99),
+        unet=Plan(steps=1600, rate=2e-3, warm_up=100, average=0.998, save_every=300.0),
+        scenes=2000,
+        captions=250,
     ),
     "shapes_quick": ShapeQuality(
         "shapes_quick",
@@ -194,8 +194,8 @@ QUALITIES = {
     ),
     "shapes": ShapeQuality(
         "shapes",
-        autoencoder=Plan(steps=700, rate=1e-3, warm_up=20, average=0.99),
-        unet=Plan(steps=2200, rate=2e-3, warm_up=100, average=0.998),
+        autoencoder=Plan(steps=450, rate=1e-3, warm_up=20, average=0.99),
+        unet=Plan(steps=2000, rate=2e-3, warm_up=100, average=0.998),
     ),
 }
 

@@ -12,9 +12,11 @@ import torch
 from diff2flow_nodes.alignment import Alignment, NoiseSchedule
 from diff2flow_nodes.bench.evidence import comfy, oracle
 from diff2flow_nodes.bench.evidence.pictures import save_plot
-from diff2flow_nodes.bench.evidence.section import Plot
+from diff2flow_nodes.bench.evidence.section import Plot, Text
 from diff2flow_nodes.bench.evidence.stage import Context
 from diff2flow_nodes.bench.evidence.stages import (
+    adaptation,
+    depth_shown,
     exactness,
     fractional,
     growth_data,
@@ -144,8 +146,6 @@ def test_fractional_timesteps_are_shown(tmp_path):
 
 
 def test_the_reports_that_there_are_can_be_shown(tmp_path):
-    found = json.loads((RESULTS / "ablation_bench_prior.json").read_text())
-    assert len(_fits(heavy_shown.ablation(found), tmp_path)) == 2
     found = json.loads((RESULTS / "reflow_quality.json").read_text())
     verdicts = _fits(heavy_shown.reflow(found), tmp_path)
     assert all(
@@ -160,21 +160,36 @@ def test_the_reports_that_there_are_can_be_shown(tmp_path):
 
 
 def test_depth_and_pairs_are_shown(tmp_path):
-    stepped = {f"steps/{n}/{name}": _spread(0.1) for n in (10, 4, 2, 1) for name in ("abs_rel", "delta1")}
-    summary = {name: dict(stepped) for name in ("diff2flow", "flow_matching", "diffusion")}
-    summary["constant depth"] = {name: _spread(0.5) for name in ("abs_rel", "delta1")}
-    assert (
-        len(_fits(heavy_shown.depth({"summary": summary, "setting": {"sample_steps": [10, 4, 2, 1]}}), tmp_path)) == 4
-    )
+    section = depth_shown.depth(_depth_result({"flow_matching": 0.2, "diffusion": 0.1}))
+    assert list(_fits(section, tmp_path).values()) == [True, True, False, False]
+    text = " ".join(part.text for part in section.parts if isinstance(part, Text))
+    assert "worse than diff2flow: flow_matching in 10 steps" in text and "Why naive" not in text
+    assert "no different by more than the deviation: diffusion in 10 steps" in text
+    assert "Tried, too: 10 training steps; AbsRel of diffusion over diff2flow's is 1.000 ± " in text
+    assert "Tried, too: diff2flow, velocity weighting; AbsRel of flow_matching over its is 4.000" in text
+    worse = depth_shown.depth(_depth_result({"flow_matching": 0.05, "diffusion": 0.05}))
+    assert "better: flow_matching" in worse.parts[0].text and worse.parts[1].text.startswith("Why naive")
     result = {"bare_seconds": [1.0, 1.1], "pairs_seconds": [1.02, 1.1], "share_of_bare_throughput": 0.99, "batch": 4,
               "side": 256, "steps": 4, "numbers": {"share": {"spread": 0.01}}}  # fmt: skip
     assert list(_fits(heavy_shown.throughput(result), tmp_path).values()) == [True]
 
 
+def _depth_result(values):
+    """A report on depth in which a method's every number is its value."""
+    values = {"diff2flow": 0.1, "diff2flow, velocity weighting": 0.05, **values}
+    setting = {"sample_steps": [10, 4, 2, 1], "steps": 20, "parts": 2, "batch_size": 8, "rank": 16}
+    summary = {}
+    for method, value in values.items():
+        keys = [f"steps/{n}/{name}" for n in setting["sample_steps"] for name in ("abs_rel", "delta1")]
+        summary[method] = {key: _spread(value) for each in keys for key in (each, f"after/10/{each}")}
+    summary["constant depth"] = {name: _spread(0.5) for name in ("abs_rel", "delta1")}
+    return {"summary": summary, "setting": setting}
+
+
 def test_every_kind_of_run_has_its_settings(context):
     normal, full = replace(context, quick=False), replace(context, quick=False, full=True)
     for kind in (context, normal, full):
-        for make in (heavy.ablation_setting, heavy.reflow_setting, heavy.depth_setting):
+        for make in (adaptation.ablation_setting, heavy.reflow_setting, heavy.depth_setting):
             json.dumps(asdict(make(kind)))
         assert priors.digits_prior(kind) in ("quick", "digits", "bench") and fractional.scale(kind)["items"] > 0
     assert heavy.reflow_setting(context).pairs < heavy.reflow_setting(normal).pairs
@@ -190,15 +205,12 @@ def test_the_reports_on_the_tiny_prior_become_results(context, monkeypatch, tmp_
         return lambda *given, **more: path
 
     reflow = json.loads((RESULTS / "reflow_quality.json").read_text())
-    ablation = json.loads((RESULTS / "ablation_bench_prior.json").read_text())
     stepped = {f"steps/{n}/{name}": _spread(0.1) for n in (10, 4, 2, 1) for name in ("abs_rel", "delta1")}
     depth = {"setting": {"sample_steps": [10, 4, 2, 1]}, "summary": {"diff2flow": stepped}}
     monkeypatch.setattr(heavy.reflow_quality, "report", written("r.json", reflow))
-    monkeypatch.setattr(heavy.ablation_bench, "ablation", written("a.json", ablation))
     monkeypatch.setattr(heavy.depth_quality, "report", written("d.json", depth))
-    found = {run.__name__: run(context)["numbers"] for run in (heavy.run_reflow, heavy.run_ablation, heavy.run_depth)}
+    found = {run.__name__: run(context)["numbers"] for run in (heavy.run_reflow, heavy.run_depth)}
     assert found["run_reflow"]["fast, 2 steps, frechet"]["better"] == "smaller"
-    assert found["run_ablation"]["diff2flow, read right"]["better"] == "larger"
     assert found["run_depth"]["diff2flow, steps/2/abs_rel"]["seeds"] == 3
     assert (context.own_models() / "checkpoints").is_symlink()
 

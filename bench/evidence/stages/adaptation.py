@@ -1,4 +1,4 @@
-"""The prior trained on with what it knows (Table 1), and at another size (Figure 5), by each objective."""
+"""The prior trained on with what it knows (Table 1), at another size (Figure 5), in a new style; by each objective."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .priors import digits_prior
 METHODS = {
     "continued": (bench.BASE, "diff2flow", "diffusion", "diff2flow, velocity weighting"),
     "resolution": bench.METHODS[:4],
+    "ablation": (*bench.METHODS[:4], "diff2flow, velocity weighting"),
 }
 """The prior itself and the paper's objectives; the velocity weighting is its own: noisy images weigh as they do."""
 SMALLER = 48
@@ -23,19 +24,24 @@ SMALLER = 48
 
 def continued_setting(context: Context) -> bench.Setting:
     """Of training that goes on with the plain digits, at the size that the prior knows; half of it is measured, too."""
-    return _setting(context, steps=90, parts=2, learning_rate=2e-4, samples=60, sample_steps=(25,))
+    return _setting(context, steps=80, parts=2, learning_rate=2e-4, samples=50, sample_steps=(25,))
 
 
 def resolution_setting(context: Context) -> bench.Setting:
     """Of training at another size."""
-    return _setting(context, steps=60, parts=3, size=SMALLER, sample_steps=(10,))
+    return _setting(context, steps=60, parts=2, size=SMALLER, sample_steps=(10,))
+
+
+def ablation_setting(context: Context) -> bench.Setting:
+    """Of training in a style that the prior has never seen."""
+    return _setting(context, style="golden", steps=140, parts=2, batch_size=8, images=200, sample_steps=(10,))
 
 
 def _setting(context: Context, **changes: Any) -> bench.Setting:
-    """What both share; the rate is constant, as the paper's."""
+    """What all share; the rate is constant, as the paper's."""
     plain = bench.Setting(
-        prior=digits_prior(context), narrow=True, style="plain", batch_size=16, images=400, schedule="constant",
-        unguided=True,
+        prior=digits_prior(context), narrow=True, style="plain", batch_size=16, images=400, held_out=60,
+        schedule="constant", unguided=True,
     )  # fmt: skip
     chosen = replace(plain, **changes)
     if not context.quick:
@@ -51,6 +57,11 @@ def run_continued(context: Context) -> Result:
 def run_resolution(context: Context) -> Result:
     """Training at another size: Figure 5."""
     return _run(context, "resolution", resolution_setting(context))
+
+
+def run_ablation(context: Context) -> Result:
+    """Training in a new style."""
+    return _run(context, "ablation", ablation_setting(context))
 
 
 def _run(context: Context, name: str, setting: bench.Setting) -> Result:
@@ -76,13 +87,21 @@ def _resolution_settings(context: Context) -> Mapping[str, Any]:
     return {**asdict(resolution_setting(context)), "methods": METHODS["resolution"]}
 
 
+def _ablation_settings(context: Context) -> Mapping[str, Any]:
+    return {**asdict(ablation_setting(context)), "methods": METHODS["ablation"]}
+
+
 STAGES = (
     Stage(
-        "continued", "Continued training (Table 1)", 3, (14.0, 0.8), run_continued, shown.continued,
+        "continued", "Continued training (Table 1)", 3, (12.0, 0.8), run_continued, shown.continued,
         settings=_continued_settings, needs=("prior_digits",), seeded=True,
     ),
     Stage(
         "resolution", "Another resolution (Figure 5)", 3, (10.0, 0.8), run_resolution, shown.resolution,
         settings=_resolution_settings, needs=("prior_digits",), seeded=True,
+    ),
+    Stage(
+        "ablation", "The objectives, a new style", 3, (10.0, 1.2), run_ablation, shown.ablation,
+        settings=_ablation_settings, needs=("prior_digits",), seeded=True,
     ),
 )  # fmt: skip

@@ -1,27 +1,33 @@
-"""What the report shows of continued training and of another resolution."""
+"""What the report shows of continued training, of another resolution and of a new style."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from ...ablation import BASE
-from ...summary import ratio
 from ..section import Claim, Line, Plot, Section, Table, Text, shown
 from ..stage import Result
-from .heavy_shown import held_out_loss, less, over
+from .compared import ONE_SEED, OURS, less, sorted_out, tried, verdict
 
 KINDS = {"samples": "with guidance", "unguided": "without guidance"}
-_OURS = "diff2flow"
-_OTHERS = (BASE, "diffusion", "flow_matching")
+_DIFFUSION = "diffusion"
+_OTHERS = (BASE, _DIFFUSION, "flow_matching")
 _NOTHING_NEW = (
     "Why the base is not beaten everywhere, as we understand it: the prior was trained on digits like these and on"
     " nothing else, so that more of them has little to teach. The paper's SD 1.5 goes on with LAION-Aesthetics, a"
     " selection of better pictures, and is judged by COCO, which neither was trained for."
 )
+_SAME_ERROR = (
+    "Why diffusion is not beaten everywhere, as we understand it: both losses are the squared error of the same"
+    " prediction, weighted differently over time, and both begin at what the prior predicts already; where the network"
+    " is small and sees few pictures, which weights it had hardly shows in a Fréchet distance. Diff2Flow lowers the"
+    " flow matching loss, which it trains and few-step samplers follow; that is said below."
+)
+_FRECHET = "frechet_features"
 _TABLES = (
-    ("frechet_features", "Fréchet distance in the classifier's features (smaller is better)", "{:.2f}"),
+    (_FRECHET, "Fréchet distance in the classifier's features (smaller is better)", "{:.2f}"),
     ("frechet_pixels", "Fréchet distance in pixels (smaller is better)", "{:.3f}"),
     ("accuracy", "Share read as the digit that was asked for", "{:.3f}"),
 )
@@ -36,11 +42,7 @@ def continued(result: Result) -> Section:
         f" {setting['learning_rate']:g}. The paper samples in 25 steps and names no guidance scale; here are"
         f" {setting['cfg']:g} and 1."
     )
-    plots = [_over_training(result, "continued"), held_out_loss(result["summary"], "continued_loss")]
-    section = _section(result, about, plots)
-    compared = _compared(result["summary"], setting["sample_steps"][0])
-    lacking = any(_verdict(*cells) < 1 for other, _, *cells in compared if other == BASE and cells[0]["seeds"] > 1)
-    return replace(section, parts=(*section.parts, Text(_NOTHING_NEW))) if lacking else section
+    return _section(result, about, "continued", {BASE: _NOTHING_NEW, _DIFFUSION: _SAME_ERROR})
 
 
 def resolution(result: Result) -> Section:
@@ -51,9 +53,18 @@ def resolution(result: Result) -> Section:
         f" steps of {setting['batch_size']}, rate {setting['learning_rate']:g}. The base is sampled at the new size as"
         f" it is. Guidance {setting['cfg']:g} and 1."
     )
-    return _section(
-        result, about, [_over_training(result, "resolution"), held_out_loss(result["summary"], "resolution_loss")]
+    return _section(result, about, "resolution", {_DIFFUSION: _SAME_ERROR})
+
+
+def ablation(result: Result) -> Section:
+    """Quality in a style that the prior has never seen, over the training."""
+    setting = result["setting"]
+    about = (
+        f"A style the prior has never seen, {setting['images']} pictures: LoRAs of rank {setting['rank']},"
+        f" {setting['steps']} steps of {setting['batch_size']}, rate {setting['learning_rate']:g}. Guidance"
+        f" {setting['cfg']:g} and 1."
     )
+    return _section(result, about, "ablation", {_DIFFUSION: _SAME_ERROR})
 
 
 def last_loss(cells: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -62,12 +73,22 @@ def last_loss(cells: Mapping[str, Any]) -> Mapping[str, Any]:
     return cells[f"validation/{max(steps)}"]
 
 
-def _section(result: Result, about: str, plots: Sequence[Plot]) -> Section:
+def _section(result: Result, about: str, name: str, why: Mapping[str, str]) -> Section:
+    """All of a stage: why holds what is said of methods that are not beaten everywhere."""
     summary, counts = result["summary"], result["setting"]["sample_steps"]
+    plots = [_over_training(result, name), _held_out_loss(summary, f"{name}_loss")]
     tables = [_table(summary, counts, number, title, form) for number, title, form in _TABLES]
     rows = [(method, shown(last_loss(cells), "{:.4f}")) for method, cells in summary.items()]
     losses = Table("Held-out flow matching loss after the training", ("method", "loss"), rows)
-    return Section(_claims(summary, counts[0]), (Text(about), *plots, *tables, losses, Text(_found(result))))
+    words = [Text(text) for other, text in why.items() if _not_beaten(summary, counts[0], other)]
+    return Section(_claims(summary, counts[0]), (Text(about), *plots, *tables, losses, Text(_found(result)), *words))
+
+
+def _not_beaten(summary: Mapping[str, Any], count: int, name: str) -> bool:
+    """Whether its Fréchet distance is somewhere no larger than ours; one seed says nothing."""
+    return any(
+        verdict(*cells) < 1 for other, _, *cells in _compared(summary, count) if other == name and cells[0]["seeds"] > 1
+    )
 
 
 def _table(summary: Mapping[str, Any], counts: Sequence[int], number: str, title: str, form: str) -> Table:
@@ -84,8 +105,8 @@ def _compared(summary: Mapping[str, Any], count: int) -> list[tuple[str, str, Ma
     """Other method, kind of samples, its cell and ours, of the Fréchet distances."""
     found = []
     for kind in KINDS:
-        key = f"{kind}/{count}/frechet_features"
-        found += [(other, kind, summary[other][key], summary[_OURS][key]) for other in _OTHERS if other in summary]
+        key = f"{kind}/{count}/{_FRECHET}"
+        found += [(other, kind, summary[other][key], summary[OURS][key]) for other in _OTHERS if other in summary]
     return found
 
 
@@ -93,34 +114,23 @@ def _claims(summary: Mapping[str, Any], count: int) -> list[Claim]:
     claims = []
     for other, kind, theirs, ours in _compared(summary, count):
         text = f"Fréchet distance of {other} over diff2flow's, {count} steps, {KINDS[kind]}"
-        claims.append(less(text, theirs, ours, main=kind == "samples" and other != "flow_matching"))
+        claims.append(less(text, theirs, ours, main=kind == "samples"))
     return claims
 
 
 def _found(result: Result) -> str:
     """What the distances say, and what the paper's own weighting changes."""
     summary, count = result["summary"], result["setting"]["sample_steps"][0]
-    compared = _compared(summary, count)
-    if compared[0][3]["seeds"] < 2:
-        return "One seed: no verdict."
-    lines = []
-    for verdict, words in ((1, "worse than diff2flow"), (0, "no different by more than the deviation"), (-1, "better")):
-        named = [f"{other} {KINDS[kind]}" for other, kind, *cells in compared if _verdict(*cells) == verdict]
-        if named:
-            lines.append(f"{words}: {', '.join(named)}")
-    tried = _shorter(result) + _variants(summary, count)
-    return f"In Fréchet distance, {count} steps, {'; '.join(lines)}.{_losses(summary)}{tried}"
-
-
-def _verdict(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> int:
-    """1: theirs is larger by more than the deviation; -1: smaller; 0: neither."""
-    found, spread = ratio(theirs, ours)
-    return 1 if found - spread > 1 else -1 if found + spread < 1 else 0
+    if any(cells["seeds"] < 2 for _, _, _, cells in _compared(summary, count)):
+        return ONE_SEED
+    compared = [(f"{other} {KINDS[kind]}", *cells) for other, kind, *cells in _compared(summary, count)]
+    attempts = _shorter(result) + _variants(summary, count)
+    return f"In Fréchet distance, {count} steps, {sorted_out(compared)}.{_losses(summary)}{attempts}"
 
 
 def _losses(summary: Mapping[str, Any]) -> str:
-    theirs, ours = (last_loss(summary[method]) for method in ("diffusion", _OURS))
-    word = {1: "lower than", -1: "higher than", 0: "the same, within the deviation, as"}[_verdict(theirs, ours)]
+    theirs, ours = (last_loss(summary[method]) for method in (_DIFFUSION, OURS))
+    word = {1: "lower than", -1: "higher than", 0: "the same, within the deviation, as"}[verdict(theirs, ours)]
     return (
         f" The held-out flow matching loss after diff2flow is {word} after diffusion training"
         f" ({shown(ours, '{:.4f}')} and {shown(theirs, '{:.4f}')}): it is what diff2flow minimises."
@@ -128,29 +138,46 @@ def _losses(summary: Mapping[str, Any]) -> str:
 
 
 def _shorter(result: Result) -> str:
-    """The base's Fréchet distances over ours after each part of the training but the last."""
+    """The others' Fréchet distances over ours after each part of the training but the last."""
     summary, setting = result["summary"], result["setting"]
-    count, part = setting["sample_steps"][0], setting["steps"] // setting["parts"]
-    text = ""
-    for step in range(part, setting["steps"], part):
-        parts = []
-        for kind, words in KINDS.items():
-            key = f"{kind}/{count}/frechet_features"
-            parts.append(f"{over(summary[BASE][key], summary[_OURS][f'after/{step}/{key}'])} {words}")
-        text += (
-            f" Tried, too: {step} steps; the base's Fréchet distance over diff2flow's is then {' and '.join(parts)}."
-        )
+    count, part, text = setting["sample_steps"][0], setting["steps"] // setting["parts"], ""
+    for step, other in product(range(part, setting["steps"], part), (BASE, _DIFFUSION)):
+        before = "" if other == BASE else f"after/{step}/"
+        cells = [
+            (words, summary[other][f"{before}{kind}/{count}/{_FRECHET}"],
+             summary[OURS][f"after/{step}/{kind}/{count}/{_FRECHET}"])
+            for kind, words in KINDS.items()
+        ]  # fmt: skip
+        text += tried(f"{step} steps", f"{other}'s Fréchet distance over diff2flow's", cells)
     return text
 
 
 def _variants(summary: Mapping[str, Any], count: int) -> str:
-    """Of each other loss setting of ours: its Fréchet distances over ours."""
-    text = ""
-    for method in (name for name in summary if name.startswith(f"{_OURS}, ")):
-        keys = {kind: f"{kind}/{count}/frechet_features" for kind in KINDS}
-        parts = [f"{over(summary[method][key], summary[_OURS][key])} {KINDS[kind]}" for kind, key in keys.items()]
-        text += f" Tried, too: {method}; its Fréchet distance over diff2flow's is {' and '.join(parts)}."
+    """Of each other loss setting of ours: the others' Fréchet distances over its."""
+    text, variants = "", [name for name in summary if name.startswith(f"{OURS}, ")]
+    for variant, other in product(variants, (BASE, _DIFFUSION)):
+        cells = [
+            (words, *(summary[name][f"{kind}/{count}/{_FRECHET}"] for name in (other, variant)))
+            for kind, words in KINDS.items()
+        ]
+        text += tried(variant, f"{other}'s Fréchet distance over its", cells)
     return text
+
+
+def _held_out_loss(summary: Mapping[str, Any], name: str) -> Plot:
+    """The held-out flow matching loss over training, of all methods with more than one point.
+
+    Args:
+        summary: by method and number, "validation/<step>" among them.
+        name: of the plot's file.
+    """
+    lines = []
+    for method, cells in summary.items():
+        points = sorted((int(key.split("/")[1]), cell) for key, cell in cells.items() if key.startswith("validation/"))
+        if len(points) > 1:
+            x, found = zip(*points, strict=True)
+            lines.append(Line(method, x, [cell["mean"] for cell in found], [cell["deviation"] for cell in found]))
+    return Plot(name, "Held-out flow matching loss", "training step", "loss", lines, log_y=True)
 
 
 def _over_training(result: Result, name: str) -> Plot:
@@ -158,8 +185,8 @@ def _over_training(result: Result, name: str) -> Plot:
     summary, count = result["summary"], result["setting"]["sample_steps"][0]
     lines = []
     for kind in KINDS:
-        number = f"{kind}/{count}/frechet_features"
-        for method in filter(summary.__contains__, (_OURS, "diffusion", "flow_matching")):
+        number = f"{kind}/{count}/{_FRECHET}"
+        for method in filter(summary.__contains__, (OURS, _DIFFUSION, "flow_matching")):
             points = {} if method == "flow_matching" else {0: summary[BASE][number]}
             for key, cell in summary[method].items():
                 if key.startswith("after/") and key.endswith(number):

@@ -30,7 +30,7 @@ def run(context: Context) -> Result:
         out = context.folder("depth_quality") if known else context.folder("depth_sizes") / f"rank_{rank}"
         seeds = list(context.seeds)
         # The objectives that the stage before has run stay in its summary.
-        chosen = replace(setting, rank=rank)
+        chosen = setting if known else replace(setting, rank=rank, parts=1, sample_steps=(10, _COUNT))
         path = depth_quality.report(context.own_models(), out, chosen, [METHOD], seeds, context.device)
         found[str(rank)] = json.loads(path.read_text(encoding="utf-8"))["summary"][METHOD]
     numbers = {

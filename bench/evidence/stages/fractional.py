@@ -163,7 +163,7 @@ STAGE = Stage(
     "fractional",
     "Fractional timesteps, on the grid and between",
     4,
-    (1.5, 0.2),
+    (2.5, 0.2),
     run,
     render,
     settings=scale,

@@ -27,7 +27,7 @@ def scale(context: Context) -> dict[str, Any]:
         return {"batches": [1, 4, 16], "sides": [8, 16, 32], "steps": [2, 8], "rounds": 3, "width": _WIDTH}
     full = {"width": 320} if context.full else {"width": _WIDTH}
     sides = [8, 16, 32, 64] + ([128] if context.full else [])
-    return {"batches": [1, 2, 4, 8, 16, 32], "sides": sides, "steps": [2, 4, 8, 16, 32], "rounds": 7, **full}
+    return {"batches": [1, 2, 4, 8, 16, 32], "sides": sides, "steps": [2, 4, 8, 16, 32], "rounds": 5, **full}
 
 
 def run(context: Context) -> Result:

@@ -29,7 +29,7 @@ def scale(context: Context) -> dict[str, Any]:
     if context.quick:
         return {"batches": [1, 8], "sides": [16], "steps": 2, "rounds": 2, "processes": 1}
     sides = [16, 32] + ([64] if context.full else [])
-    return {"batches": [1, 4, 16], "sides": sides, "steps": 4, "rounds": 5, "processes": _PROCESSES}
+    return {"batches": [1, 4, 16], "sides": sides, "steps": 4, "rounds": 4, "processes": _PROCESSES}
 
 
 def run(context: Context) -> Result:

@@ -232,7 +232,7 @@ STAGE = Stage(
     "pairing",
     "Pairing noise and images by optimal transport",
     4,
-    (6.0, 0.7),
+    (9.0, 0.7),
     run,
     render,
     settings=_settings,

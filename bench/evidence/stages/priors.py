@@ -95,15 +95,15 @@ def _shapes_settings(context: Context) -> dict[str, str]:
 
 STAGES = (
     Stage(
-        "prior_digits", "Handwritten digits", 0, (20.0, 1.0), run_digits, render,
+        "prior_digits", "Handwritten digits", 0, (13.0, 1.2), run_digits, render,
         settings=_digits_settings,
     ),
     Stage(
-        "prior_scenes", "Synthetic scenes, for depth", 0, (24.0, 1.0), run_scenes, render,
+        "prior_scenes", "Synthetic scenes, for depth", 0, (13.0, 1.2), run_scenes, render,
         settings=_scenes_settings,
     ),
     Stage(
-        "prior_shapes", "Flat coloured shapes, for what captions ask for", 0, (20.0, 1.0), run_shapes, render,
+        "prior_shapes", "Flat coloured shapes, for what captions ask for", 0, (15.0, 1.2), run_shapes, render,
         settings=_shapes_settings,
     ),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Text binding: whether samples show the shapes, colours and places that captions ask for, on the prior of shapes.
 
-Minutes of one core, by 4 ms a sample and evaluation: 3 seeds × (64 captions × (25 × 7 + 21) evaluations, a LoRA of
+Minutes of one core, by 4 ms a sample and evaluation: 3 seeds × (64 captions × (25 × 5 + 21) evaluations, a LoRA of
 75 s, 48 samples with negatives), 480 pairs of 50 evaluations, a reader of 30 s: 10.
 """
 
@@ -146,7 +146,12 @@ def _story(result: Result) -> str:
     if not means[BASE][f"cfg/{chosen['guided']:g}/trained/all"]["mean"]:
         few = "has nothing to keep: the teacher shows all that was asked for in no sample"
     elif not kept:
-        few = f"keeps {_KEPT:.0%} of the teacher's share at none of these step counts"
+        few = (
+            f"keeps {_KEPT:.0%} of the teacher's share at none of these step counts: from {chosen['pairs']} pairs of"
+            f" {chosen['taught']} captions, {chosen['pairs'] / chosen['taught']:g} noises of each, in"
+            f" {chosen['training']} steps it has, as we understand it, to learn what guidance adds to each caption, and"
+            " does not learn it wholly"
+        )
     return (
         "Flat shapes, one or two in a picture; a small network reads shape, colour and place of each. The text encoder"
         " has random weights, so captions differ by little, and the prior is small: what it shows is a floor for real"
@@ -235,6 +240,6 @@ def _settings(context: Context) -> Mapping[str, Any]:
 
 
 STAGE = Stage(
-    "text_binding", "What captions ask for: shapes, colours, places", 3, (10.0, 1.0), run, render,
+    "text_binding", "What captions ask for: shapes, colours, places", 3, (12.0, 1.0), run, render,
     settings=_settings, needs=("prior_shapes",), seeded=True,
 )  # fmt: skip
