@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-REDUCTIONS = ("median", "mean")
+from .choices import REDUCTIONS
+
 _ROUNDS, _CLOSE = 10, 1e-6
 _LEAST = 1e-3  # of a scale, as a part of the others' mean: no member is turned around or thrown away
 

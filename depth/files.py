@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..files import confined, written_whole
+from .choices import UNITS
 
-UNITS = ("auto", "metres", "millimetres", "centimetres")
 _METRES = {"metres": 1.0, "millimetres": 1e-3, "centimetres": 1e-2}
 _CHANNELS = ("Z", "Y", "R")
 _DATASET = "dataset"

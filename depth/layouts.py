@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .choices import LAYOUTS
 from .codec import FARTHEST, valid_pixels
 from .files import read_depth
 
-LAYOUTS = ("auto", "folders", "hypersim", "vkitti2")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DEPTHS = (".exr", ".npy", ".npz", ".png", ".hdf5", ".h5")
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .choices import SPACES
 from .codec import valid_pixels
 
-SPACES = ("log", "depth", "disparity")
 _DELTA = 1.25
 _CONSTANT = 1e-28  # variance by mean square below which float64 cannot tell a map from a constant
 _FLOOR = 0.1

@@ -11,6 +11,8 @@ from .port import HostError, ModelFacts
 PREDICTIONS = ("auto", "eps", "v")
 SWITCH = ("auto", "on", "off")
 START_CHOICES = ("auto", *STARTS)
+NOISES = ("fixed", "fresh")
+"""Of the frames whose depth is estimated: the same for all, or each its own."""
 
 
 def choose_flow(

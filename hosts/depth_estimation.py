@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .checks import is_depth
-from .choice import flow_of
+from .choice import NOISES, flow_of
 from .port import Host, HostError, ModelFacts
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ..depth.ensemble import Ensemble
     from ..samplers.parameterization import FlowParameterization
 
-NOISES = ("fixed", "fresh")
 _MULTIPLE = 8
 USUAL_RESOLUTION = 768
 """Longer side that is estimated at where a LoRA does not say what it was trained at."""

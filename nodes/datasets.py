@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import confined
 from ..hosts import current
 from ..training.buckets import BUCKETINGS, Sizes, parsed_resolutions
-from ..training.encoding import Encoders
-from ..training.folders import folder_state
-from ..training.image_batch import BatchSettings, batch_dataset
-from ..training.image_folder import ALPHAS, FolderSettings, image_dataset
+from ..training.choices import ALPHAS
 from .errors import names_node
 from .widgets import Widget, choice, count, line, number, switch, text
+
+if TYPE_CHECKING:
+    from ..training.encoding import Encoders
 
 CATEGORY = "Diff2Flow/training"
 VAE = ("VAE", {"tooltip": "The autoencoder of the checkpoint that is trained."})
@@ -91,6 +91,8 @@ class Diff2FlowImageDataset(DatasetNode):
         mask_floor: float | None = None,
     ) -> str:
         """Another string when a file in the folder or its N_name folders was added, removed or changed."""
+        from ..training.folders import folder_state
+
         return "" if folder is None else folder_state(folder_named(folder))
 
     @names_node("Diff2Flow Image Dataset")
@@ -111,6 +113,8 @@ class Diff2FlowImageDataset(DatasetNode):
         alpha: str = "white",
         mask_floor: float = 0.0,
     ) -> tuple[Any, str]:
+        from ..training.image_folder import FolderSettings, image_dataset
+
         host = current()
         further = parsed_resolutions(resolutions)
         sizes = Sizes(resolution, further, bucketing, bucket_step, max_aspect, no_upscale)
@@ -159,6 +163,8 @@ class Diff2FlowImages(DatasetNode):
         dataset: Any = None,
         mask_floor: float = 0.0,
     ) -> tuple[Any, str]:
+        from ..training.image_batch import BatchSettings, batch_dataset
+
         host = current()
         settings = BatchSettings(name, repeats, flips, mask_floor)
         made = batch_dataset(
@@ -326,6 +332,7 @@ def _cache_folder(name: str) -> Path:
 
 def encoders_of(host: Any, vae: Any, clip: Any) -> Encoders:
     """The host's encoders, with what tells others' weights apart."""
+    from ..training.encoding import Encoders
 
     def text(caption: str) -> tuple[Any, Any]:
         context, extra = host.encode_text(clip, caption)[0][:2]

@@ -5,18 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from ..depth.choices import LAYOUTS, REDUCTIONS, UNITS
 from ..depth.colors import COLORS, POLARITIES, shown_depth
-from ..depth.ensemble import REDUCTIONS
-from ..depth.files import UNITS
-from ..depth.layouts import LAYOUTS, folder_state
-from ..depth.sockets import as_image
 from ..files import confined
 from ..hosts import current
-from ..hosts.choice import START_CHOICES
-from ..hosts.depth_estimation import NOISES, DepthPlan, estimate
+from ..hosts.choice import NOISES, START_CHOICES
 from ..samplers import SOLVERS
 from ..training.buckets import Sizes
-from ..training.depth_folder import DepthSettings, depth_dataset
 from .datasets import CLIP, VAE, DatasetNode, bucket_inputs, encoders_of, folder_named, resolution_input
 from .errors import names_node
 from .widgets import choice, count, line, number, seed, switch
@@ -65,6 +60,8 @@ class Diff2FlowDepthDataset(DatasetNode):
         max_aspect: float | None = None,
     ) -> str:
         """Another string when a file in the folder or below was added, removed or changed."""
+        from ..depth.layouts import folder_state
+
         return "" if folder is None else folder_state(folder_named(folder))
 
     @names_node("Diff2Flow Depth Dataset")
@@ -82,6 +79,8 @@ class Diff2FlowDepthDataset(DatasetNode):
         bucket_step: int = 64,
         max_aspect: float = 2.0,
     ) -> tuple[Any, str]:
+        from ..training.depth_folder import DepthSettings, depth_dataset
+
         host = current()
         sizes = Sizes(resolution, (), bucketing, bucket_step, max_aspect)
         settings = DepthSettings(sizes, layout, unit, max_depth, flips)
@@ -138,6 +137,9 @@ class Diff2FlowDepth:
         batch_size: int = 4,
         start: str = "auto",
     ) -> tuple[Any, Any, Any]:
+        from ..depth.sockets import as_image
+        from ..hosts.depth_estimation import DepthPlan, estimate
+
         plan = DepthPlan(steps, solver, seed, ensemble, reduction, resolution, noise, batch_size, start)
         shown = partial(shown_depth, polarity=polarity, colours=colours)
         found = estimate(current(), model, clip, vae, image, plan)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..depth.codec import FARTHEST, valid_pixels
-from ..depth.files import UNITS, read_depth, save_frames
-from ..depth.metrics import SPACES
-from ..depth.sockets import compared, depth_image, depth_of
+from ..depth.choices import SPACES, UNITS
 from ..files import confined
 from ..hosts import current
 from .errors import names_node
@@ -71,6 +68,10 @@ class Diff2FlowLoadDepth:
 
     @names_node("Diff2Flow Load Depth")
     def load(self, file: str, unit: str = "auto") -> tuple[Any, Any]:
+        from ..depth.codec import FARTHEST, valid_pixels
+        from ..depth.files import read_depth
+        from ..depth.sockets import depth_image
+
         depth = read_depth(_depth_file(file), unit)
         return depth_image(depth, valid_pixels(depth, FARTHEST))
 
@@ -119,6 +120,9 @@ class Diff2FlowSaveDepth:
 
     @names_node("Diff2Flow Save Depth")
     def save(self, depth: Any, filename_prefix: str, format: str = "exr") -> tuple[str]:
+        from ..depth.files import save_frames
+        from ..depth.sockets import depth_of
+
         if format not in _FORMATS:
             raise ValueError(f"format must be one of {', '.join(_FORMATS)}, not {format!r}")
         folder = _output_folder(filename_prefix)
@@ -176,6 +180,8 @@ class Diff2FlowDepthMetrics:
     def compare(
         self, prediction: Any, truth: Any, valid: Any = None, space: str = "log"
     ) -> tuple[str, float, float, float]:
+        from ..depth.sockets import compared
+
         return compared(prediction, truth, valid, space)
 
 

@@ -9,10 +9,7 @@ from ..files import confined
 from ..hosts import current
 from ..hosts.choice import flow_of
 from ..metrics.coverage import NEIGHBOURS
-from ..metrics.evaluation import evaluated
 from ..metrics.features import EXTRACTORS, INCEPTION_FILE
-from ..metrics.text_fit import caption_of_each, clip_score
-from ..training.flow_quality import flow_quality
 from .errors import names_node
 from .widgets import choice, count, line, seed, text
 
@@ -94,6 +91,10 @@ class Diff2FlowEvaluate:
         dataset: Any = None,
         seed: int = 0,
     ) -> tuple[str, float, float, float, float, float, float, float]:
+        from ..metrics.evaluation import evaluated
+        from ..metrics.text_fit import caption_of_each, clip_score
+        from ..training.flow_quality import flow_quality
+
         folder = current().folder("metrics")
         found = evaluated(samples, reference, features, folder / INCEPTION_FILE, neighbours)
         reports, fit, straight, loss = [found.report()], math.nan, math.nan, math.nan

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import confined
 from ..hosts import current
 from ..hosts.choice import START_CHOICES, flow_of
 from ..samplers import SOLVERS
-from ..training.pairs import DAMAGED, Share
-from ..training.prompts import Prompts, collected_prompts
-from ..training.reflow import PAIR_DTYPES, Maker, PairSettings, reflow_pairs
-from ..training.teacher import TeacherSettings
+from ..training.choices import DAMAGED, PAIR_DTYPES
 from .errors import names_node
 from .widgets import choice, count, number, seed, text
+
+if TYPE_CHECKING:
+    from ..training.prompts import Prompts
+    from ..training.reflow import Maker
 
 _WILDCARDS = "wildcards"
 """Folder of the wildcard files, inside the input folder."""
@@ -55,6 +56,8 @@ class Diff2FlowReflowPairs:
         shards: int | None = None,
     ) -> bool | str:
         """Checked before anything is loaded; None where the input is linked."""
+        from ..training.pairs import Share
+
         try:
             if shard is not None and shards is not None:
                 Share(shard, shards)
@@ -114,6 +117,10 @@ class Diff2FlowReflowPairs:
         shards: int = 1,
         damaged: str = "skip",
     ) -> tuple[Any, str]:
+        from ..training.pairs import Share
+        from ..training.reflow import PairSettings, reflow_pairs
+        from ..training.teacher import TeacherSettings
+
         host = current()
         settings = PairSettings(
             count,
@@ -132,6 +139,8 @@ class Diff2FlowReflowPairs:
 
 
 def _maker(host: Any, model: Any, clip: Any, start: str) -> Maker:
+    from ..training.reflow import Maker
+
     facts = host.facts(model)
     if facts.in_channels != 4:
         raise ValueError(
@@ -154,6 +163,8 @@ def _maker(host: Any, model: Any, clip: Any, start: str) -> Maker:
 
 
 def _prompts(text: str, file: str, captions: Iterable[str]) -> Prompts:
+    from ..training.prompts import collected_prompts
+
     return collected_prompts(text, _prompts_file(file), captions, current().folder("input") / _WILDCARDS)
 
 

@@ -10,9 +10,7 @@ from ..files import folder_written_whole, free_folder
 from ..hosts import HostError, ModelFacts, current
 from ..hosts.choice import flow_of
 from ..hosts.sharing import require_stock, require_text_to_image_network, trains_text
-from ..training.lora_file import free_path
-from ..training.metadata import baked_metadata, is_lora
-from ..training.product import DTYPES
+from ..training.choices import DTYPES
 from .errors import names_node
 from .widgets import choice, line
 
@@ -62,6 +60,8 @@ class Diff2FlowSaveCheckpoint:
     @classmethod
     def VALIDATE_INPUTS(cls, name: str | None = None) -> bool | str:
         """Checked before anything is loaded; None where the input is linked."""
+        from ..training.lora_file import free_path
+
         try:
             return name is None or bool(free_path(current().folder("checkpoints"), name))
         except ValueError as error:
@@ -70,6 +70,7 @@ class Diff2FlowSaveCheckpoint:
     @names_node("Diff2Flow Save Checkpoint")
     def save(self, model: Any, clip: Any, vae: Any, name: str, save_dtype: str = "fp16") -> tuple[str]:
         from ..training.checkpoint_file import write_checkpoint
+        from ..training.lora_file import free_path
 
         host = current()
         facts = host.facts(model)
@@ -156,6 +157,7 @@ def _write(folder: Path, title: str, host: Any, parts: tuple[Any, Any, Any], fac
     """Networks, scheduler and page; the headless host's code alone imports diffusers, and is imported when used."""
     from ..hosts.headless.pipeline_card import card
     from ..hosts.headless.pipeline_folder import Pipeline, write_pipeline
+    from ..training.metadata import is_lora
 
     flow, last = flow_of(facts), facts.loras[-1] if facts.loras else {}
     size = _size(last.get("modelspec.resolution", ""), facts.family)
@@ -176,6 +178,8 @@ def _size(resolution: str, family: str) -> int:
 
 
 def _require_lora(facts: ModelFacts) -> None:
+    from ..training.metadata import is_lora
+
     if not any(is_lora(lora) for lora in facts.loras):
         raise HostError(
             "model: there is no Diff2Flow LoRA on it, so there is nothing to bake; put Diff2Flow LoRA Loader or"
@@ -186,6 +190,8 @@ def _require_lora(facts: ModelFacts) -> None:
 
 def _require_text(host: Any, facts: ModelFacts, clip: Any) -> None:
     """HostError where a LoRA also trained the text encoder, and the CLIP is without it."""
+    from ..training.metadata import is_lora
+
     name = next((lora.get("modelspec.title", "") for lora in facts.loras if is_lora(lora) and trains_text(lora)), None)
     if name is not None and not host.patched(clip):
         raise HostError(
@@ -207,6 +213,8 @@ def _markers(facts: ModelFacts) -> dict[str, Any]:
 
 
 def _metadata(facts: ModelFacts, title: str) -> dict[str, str]:
+    from ..training.metadata import baked_metadata
+
     flow = flow_of(facts)
     snr = flow.alignment.schedule.is_zero_terminal_snr
     return baked_metadata(facts.loras, title, facts.family, flow.alignment.prediction, flow.start, snr)

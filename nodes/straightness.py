@@ -7,9 +7,6 @@ from typing import Any
 from ..hosts import current
 from ..hosts.choice import START_CHOICES
 from ..samplers import SOLVERS
-from ..samplers.straightness import PathMeter
-from ..training.plot import straightness_plot
-from ..training.side_by_side import side_by_side
 from .errors import names_node
 from .sampling import ATOL, RTOL, sampled
 from .widgets import choice, count, listed_numbers, number, seed, text
@@ -76,6 +73,9 @@ class Diff2FlowStraightness:
         steps: int,
         start: str = "auto",
     ) -> tuple[float, float, Any, str, Any]:
+        from ..samplers.straightness import PathMeter
+        from ..training.plot import straightness_plot
+
         meter = PathMeter()
         sampler = current().sampler(meter, {})
         latent = sampled(model, positive, negative, latent_image, seed, steps, cfg, sampler, start)
@@ -129,6 +129,8 @@ class Diff2FlowStepsGrid:
         solver: str = "euler",
         start: str = "auto",
     ) -> tuple[Any]:
+        from ..training.side_by_side import side_by_side
+
         host = current()
         sampler = host.solver(solver, RTOL, ATOL)
         columns = []

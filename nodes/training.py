@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hosts import current
-from ..training.finetune import Job, Keeping, Watch, finetune
-from ..training.layers import LoraSettings
-from ..training.objective import OBJECTIVES, ObjectiveSettings
-from ..training.plot import loss_plot
-from ..training.product import DTYPES, Finetuned, Output
+from ..training.choices import DTYPES, RESUME
+from ..training.objective import OBJECTIVES
 from ..training.recipes import EXPERT, TASK_NAMES, goal_of
-from ..training.run_folder import RESUME
-from ..training.settings import OptimizerSettings, TrainSettings
 from .errors import names_node
-from .training_options import WatchConfig
 from .widgets import choice, count, line, number, seed, switch
+
+if TYPE_CHECKING:
+    from ..training.finetune import Watch
+    from ..training.layers import LoraSettings
+    from ..training.objective import ObjectiveSettings
+    from ..training.product import Finetuned
+    from ..training.settings import OptimizerSettings
+    from .training_options import WatchConfig
 
 CATEGORY = "Diff2Flow/training"
 RUNS = "diff2flow"
@@ -62,6 +64,8 @@ class Diff2FlowTrain:
     @classmethod
     def VALIDATE_INPUTS(cls, output_name: str | None = None) -> bool | str:
         """Checked before anything is loaded; None where the input is linked."""
+        from ..training.product import Output
+
         try:
             return output_name is None or bool(Output(current().folder("loras"), output_name))
         except ValueError as error:
@@ -97,6 +101,11 @@ class Diff2FlowTrain:
         watch: WatchConfig | None = None,
         clip: Any = None,
     ) -> tuple[Any, str, Any, Any]:
+        from ..training.finetune import Job, Keeping, finetune
+        from ..training.plot import loss_plot
+        from ..training.product import Output
+        from ..training.settings import OptimizerSettings, TrainSettings
+
         host = current()
         goal = replace(goal_of(recipe, dataset, loss), name=objective)
         settings = TrainSettings(steps, batch_size, learning_rate, seed, goal, optimizer or OptimizerSettings())
@@ -137,6 +146,8 @@ def _recommended(steps: int, cfg: float, dataset: Any, goal: ObjectiveSettings) 
 
 def _watched(dataset: Any, config: WatchConfig | None, seed: int) -> tuple[Any, Watch]:
     """The dataset without what is held out of it, and what is watched."""
+    from ..training.finetune import Watch
+
     if config is None:
         return dataset, Watch()
     _require_fitting(dataset, config)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hosts import current
-from ..hosts.training_samples import SamplePlan, TrainingDepth, TrainingSamples
 from ..samplers import SOLVERS
-from ..training.finetune import Watch
+from ..training.choices import PRECISIONS
 from ..training.objective import LOSSES, SWITCH, T_RANGES, WEIGHTINGS, ObjectiveSettings
 from ..training.optimizers import OPTIMIZERS
 from ..training.rates import SCHEDULES
-from ..training.settings import PRECISIONS, OptimizerSettings
 from ..training.times import DISTRIBUTIONS
 from ..training.transport import PAIRINGS
 from .errors import names_node
 from .widgets import choice, count, listed_numbers, number, seed, switch, text
+
+if TYPE_CHECKING:
+    from ..training.finetune import Watch
+    from ..training.settings import OptimizerSettings
 
 CATEGORY = "Diff2Flow/training"
 
@@ -177,6 +179,8 @@ class Diff2FlowOptimizerConfig:
         checkpointing: bool = False,
         compile: bool = False,
     ) -> tuple[OptimizerSettings]:
+        from ..training.settings import OptimizerSettings
+
         return (
             OptimizerSettings(
                 name=optimizer,
@@ -309,6 +313,9 @@ class Diff2FlowTrainWatch:
         tensorboard: bool = False,
         images: Any = None,
     ) -> tuple[WatchConfig]:
+        from ..hosts.training_samples import SamplePlan, TrainingDepth, TrainingSamples
+        from ..training.finetune import Watch
+
         if not 0.0 < held_out_share < 1.0:
             raise ValueError(f"held_out_share must be above 0 and below 1, not {held_out_share}; 0.1 is usual")
         draw = None

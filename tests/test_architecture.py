@@ -30,6 +30,9 @@ HOST_ONLY = {"comfy": "hosts/comfy", "folder_paths": "hosts/comfy", "server": "h
              "diffusers": "hosts/headless", "transformers": "hosts/headless"}  # fmt: skip
 LAZY = ("peft", "diffusers", "transformers", "matplotlib", "torchdiffeq", "accelerate", "OpenEXR", "h5py",
         "torchmetrics", "torch_fidelity", "scipy")  # fmt: skip
+LATE = ("training.adapters", "training.dataset", "training.encoding", "training.finetune", "training.loop",
+        "training.metadata", "training.pairs", "training.plot", "training.product", "training.reflow",
+        "training.settings", "depth.files", "depth.layouts", "metrics.evaluation")  # fmt: skip
 
 
 def sources(room: str) -> Iterator[Path]:
@@ -78,6 +81,16 @@ def test_pure_rooms_know_torch_alone() -> None:
 
 def test_heavy_libraries_are_loaded_when_used() -> None:
     code = f"import sys, diff2flow_nodes.nodes; print([m for m in {LAZY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_runs_is_loaded_when_a_node_runs() -> None:
+    """Loading the nodes is part of ComfyUI's start."""
+    for module in LATE:
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{module} has another name now"
+    late = [f"diff2flow_nodes.{module}" for module in LATE]
+    code = f"import sys, diff2flow_nodes.nodes; print([m for m in {late!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..depth.choices import LAYOUTS
 from ..depth.codec import encode, latent_mask
-from ..depth.layouts import LAYOUTS, Found, Pair, find_pairs, load_pair
+from ..depth.layouts import Found, Pair, find_pairs, load_pair
 from .buckets import Size, Sizes
 from .dataset import Item, LatentDataset
 from .encoding import Cache, Encoders, Job, MakeProgress, bar, placed_item, reason_of, unreadable
@@ -35,8 +36,8 @@ class DepthSettings:
 
     Args:
         sizes: that images and depth are brought to, without changing their shape: scaled alike and cropped.
-        layout: of `depth.layouts.LAYOUTS`.
-        unit: of the depth files in layout folders, of `depth.files.UNITS`.
+        layout: of `depth.choices.LAYOUTS`.
+        unit: of the depth files in layout folders, of `depth.choices.UNITS`.
         limit: metres from which on depth is not valid; 0: none but the layout's own.
         flips: encodes mirrored pairs, too.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..samplers.parameterization import FlowParameterization
 from .adapters import Trained, trainable
 from .checkpointing import checkpointed
+from .choices import DTYPES
 from .fit import inputs_of, require_fit, require_suited
 from .layers import LoraSettings
 from .loop import Loop, StepReport
@@ -26,7 +27,7 @@ from .pair_dataset import PairDataset
 from .pair_distances import without_worst
 from .parallel import Processes, joined
 from .port import Backbone, Progress, TextBackbone, TrainingDataset
-from .product import DTYPES, Finetuned, Output, save_product
+from .product import Finetuned, Output, save_product
 from .record import LOG, Events, JsonLines, Sink, TensorBoard, clock, failure_told
 from .run_folder import RunFolder, open_run
 from .sample_files import save_samples

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from .buckets import Sizes
+from .choices import ALPHAS
 from .dataset import LatentDataset
 from .encoding import Cache, Encoders, Job, MakeProgress, bar, placed_item, reason_of, require_floor, unreadable
 from .folders import Picture, find_pictures, unread_folders
@@ -16,7 +17,6 @@ from .images import ImageFacts, content_key, image_facts, named, read_alpha, rea
 from .records import Records
 
 _LOG = logging.getLogger(__name__)
-ALPHAS = ("white", "mask")
 _SHOW_FROM = 256
 """New files from which on looking at them has a progress bar of its own."""
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ..files import written_whole
 from . import draws
+from .choices import DAMAGED
 from .images import named
 from .records import Records
 from .shards import DIGEST, content_digest, kept_open, require_whole
 
 _LOG = logging.getLogger(__name__)
-DAMAGED = ("skip", "refuse")
 MANIFEST = "manifest.json"
 _PATTERN = "pairs-*.safetensors"
 _IDENTITY = "identity"

@@ -6,18 +6,17 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..files import remove_parts
 from .adapters import Trained
 from .checkpoint_file import save_checkpoint
+from .choices import DTYPES
 from .lora_file import free_path, save_lora
 from .metadata import Run, checkpoint_metadata, lora_metadata
 from .run_folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..samplers.parameterization import FlowParameterization
 from .buckets import Size
+from .choices import PAIR_DTYPES
 from .dataset import context_key, encoded
 from .encoding import TextEncoder, settings_key, text_tensors
 from .images import named
@@ -32,7 +33,6 @@ from .teacher import BatchSize, Teacher, TeacherSettings
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
 """Part of the pairs' identity: raise it when pairs of the same settings come out differently."""
-PAIR_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 _CHANNELS, _PIXELS = 4, 8
 _SHARD_PAIRS, _SHARD_SECONDS = 256, 20.0
 """A shard is written when it has so many pairs, or when its first one is so old: what a crash can lose."""

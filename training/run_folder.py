@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..files import confined, remove_parts, written_whole
+from .choices import RESUME
 from .state import State, find_state, load_state, save_state, states_in
 
 _LOG = logging.getLogger(__name__)
-RESUME = ("auto", "new")
 _ABOUT, _STATES = "run.json", "states"
 
 

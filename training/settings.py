@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from .choices import PRECISIONS
 from .objective import ObjectiveSettings
 from .optimizers import OPTIMIZERS
 from .rates import SCHEDULES, rate_factor
-
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
 @dataclass(frozen=True)
