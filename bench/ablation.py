@@ -100,7 +100,7 @@ class Bench:
         self.setting, self.work, self.host = setting, work, prior.host
         self.model, self.clip, self.vae = prior.model, prior.clip, prior.vae
         self.train, self.held_out = self._datasets()
-        self.judge = Judge(prior.host, self.clip, self.vae, setting.style, setting.size)
+        self.judge = Judge(prior, setting.style, setting.size)
 
     def _datasets(self) -> tuple[Any, Any]:
         """Training images of the style, and held-out digits drawn in it."""

@@ -66,7 +66,7 @@ class Bench(OnPrior):
 
     def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
         super().__init__(models, work, setting, device)
-        self._judge = Judge(self._host, self._clip, self._vae, "plain")
+        self._judge = Judge(self._prior, "plain")
         images = torch.cat([uniform(level) for level in COLOURS.values()])
         given_back = self._host.decode_image(self._vae, self._host.encode_image(self._vae, images))
         self._goals = dict(zip(COLOURS, given_back, strict=True))

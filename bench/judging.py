@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..files import written_whole
-from ..hosts.port import Host
 from ..metrics.features import pixel_features
 from ..metrics.frechet import frechet_distance
 from ..nodes import NODE_CLASS_MAPPINGS
 from . import classifier, digits
+from .loaded_prior import LoadedPrior
 
 _BATCH = 50
 
@@ -29,7 +29,7 @@ class Judge:
     """Compares samples with held-out digits.
 
     Args:
-        host, clip, vae: that draw and decode.
+        prior: that draws and decodes.
         style: of digits.STYLES.
         size: side of the pictures in pixels.
 
@@ -37,12 +37,16 @@ class Judge:
         real: held-out digits in the style, as the autoencoder gives them back (N, size, size, 3).
     """
 
-    def __init__(self, host: Host, clip: Any, vae: Any, style: str, size: int = digits.SIZE) -> None:
-        self._host, self._clip, self._vae, self._size = host, clip, vae, size
-        images, _ = digits.split(held_out=True)
-        parts = digits.render(images, digits.STYLES[style], size).split(_BATCH)
+    def __init__(self, prior: LoadedPrior, style: str, size: int = digits.SIZE) -> None:
+        self._host, self._clip, self._vae, self._size = prior.host, prior.clip, prior.vae, size
         self._known: dict[str, Any] = {}
-        self.real = torch.cat([host.decode_image(vae, host.encode_image(vae, part)) for part in parts])
+        self.real = prior.kept(f"held_out_{style}_{size}", lambda: self._through_autoencoder(style))
+
+    def _through_autoencoder(self, style: str) -> Tensor:
+        """The held-out digits in a style, encoded and decoded."""
+        images, _ = digits.split(held_out=True)
+        parts = digits.render(images, digits.STYLES[style], self._size).split(_BATCH)
+        return torch.cat([self._host.decode_image(self._vae, self._host.encode_image(self._vae, p)) for p in parts])
 
     def drawn(self, draw: Draw, seed: int, count: int) -> tuple[Tensor, Tensor]:
         """Pictures (count, size, size, 3), equally many of each digit, and the digits (count,).

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..hosts import use
 from ..hosts.headless.host import HeadlessHost
 from ..nodes import NODE_CLASS_MAPPINGS
 from . import tiny_prior
+from .kept import kept
 
 
 class LoadedPrior:
@@ -25,9 +29,21 @@ class LoadedPrior:
 
     def __init__(self, checkpoint: Path, work: Path, device: str = "cpu") -> None:
         self.work = work
+        self._checkpoint = checkpoint
         self.host = HeadlessHost(checkpoint.parent.parent, work / "input", work / "output", device)
         use(self.host)
         self.model, self.clip, self.vae = self.host.load_checkpoint(checkpoint.name)
+
+    def kept(self, name: str, made: Callable[[], Tensor]) -> Tensor:
+        """A tensor that follows from the checkpoint, made once for all reports of a models folder.
+
+        Args:
+            name: of the file.
+            made: makes it.
+        """
+        path = self._checkpoint.parent.parent / "measured" / f"{self._checkpoint.stem}_{name}.safetensors"
+        about = self._checkpoint.stat()
+        return kept(path, f"{about.st_size} {about.st_mtime_ns}", lambda: {"tensor": made()})["tensor"]
 
 
 class OnPrior:
@@ -41,7 +57,7 @@ class OnPrior:
     """
 
     def __init__(self, models: Path, work: Path, setting: Any, device: str = "cpu") -> None:
-        prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
+        self._prior = prior = LoadedPrior(tiny_prior.ensure_narrow(setting.prior, models), work, device)
         self.setting, self._work, self._host = setting, work, prior.host
         self._model, self._clip, self._vae = prior.model, prior.clip, prior.vae
 

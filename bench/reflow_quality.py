@@ -108,7 +108,7 @@ class Bench(OnPrior):
 
     def __init__(self, models: Path, work: Path, setting: Setting, device: str = "cpu") -> None:
         super().__init__(models, work, setting, device)
-        self._judge = Judge(self._host, self._clip, self._vae, "plain")
+        self._judge = Judge(self._prior, "plain")
 
     def run(self, method: str, seed: int) -> dict[str, Any]:
         """Trains where there is something to train, and measures."""

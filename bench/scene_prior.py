@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +12,13 @@ from torch import Tensor
 
 from ..depth.codec import encode
 from ..depth.metrics import depth_metrics, fitted
-from ..files import written_whole
 from . import scenes, tiny_taesd
+from .kept import kept
 from .scene_plan import plan
 from .subjects import some_empty, text_encoder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
-
-log = logging.getLogger(__name__)
 
 TRAINED_SEED, HELD_OUT_SEED = 0, 1_000_000
 """Seeds of the scenes that the prior is trained on, and of those that it is measured on."""
@@ -133,19 +130,7 @@ class SceneSubject:
 
     def _kept(self, name: str, made: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """What the work folder's file has, if it belongs to the key; made and written otherwise."""
-        from safetensors import safe_open
-        from safetensors.torch import save_file
-
-        path = self._work / f"{name}.safetensors"
-        if path.is_file():
-            with safe_open(str(path), framework="pt") as file:
-                if (file.metadata() or {}).get("key") == self._key:
-                    log.info("%s: used again", path)
-                    return {key: file.get_tensor(key) for key in list(file.keys())}
-        tensors = made()
-        with written_whole(path) as temporary:
-            save_file(tensors, str(temporary), metadata={"key": self._key})
-        return tensors
+        return kept(self._work / f"{name}.safetensors", self._key, made)
 
 
 class SceneCaptions:

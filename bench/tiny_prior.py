@@ -134,7 +134,7 @@ class ShapeQuality(Quality):
         return ShapeSubject(self.shapes)
 
 
-_QUICK_AUTOENCODER, _QUICK_UNET = Plan(steps=30, rate=1e-3, warm_up=5, average=0.95), Plan(120, rate=2e-3, warm_up=20)
+_QUICK_AUTOENCODER, _QUICK_UNET = Plan(steps=15, rate=1e-3, warm_up=5, average=0.9), Plan(50, rate=2e-3, warm_up=10)
 QUALITIES = {
     "demo": Quality(
         "demo",
@@ -173,7 +173,7 @@ QUALITIES = {
         "digits",
         autoencoder=Plan(steps=300, rate=1e-3, warm_up=20, average=0.99),
         unet=Plan(steps=2000, rate=2e-3, warm_up=100, average=0.998, save_every=300.0),
-        variants=4,
+        variants=2,
         accuracy=0.97,
         judged=150,
         rounds=3,

@@ -76,13 +76,14 @@ def test_all_digits_are_drawn_together_each_with_its_own_caption():
         encode_text=lambda clip, text: [[torch.full((1, 2, 3), float(len(text))), {}]],
         encode_image=lambda vae, image: image, decode_image=lambda vae, latent: latent,
     )  # fmt: skip
+    prior = SimpleNamespace(host=host, clip=None, vae=None, kept=lambda name, made: made())
     asked = []
 
     def draw(positive, negative, latent, seed):
         asked.append((positive[0][0][:, 0, 0].tolist(), len(negative[0][0]), latent["samples"].shape, seed))
         return latent
 
-    pictures, wanted = Judge(host, None, None, "plain", 48).drawn_together(draw, 2, 60)
+    pictures, wanted = Judge(prior, "plain", 48).drawn_together(draw, 2, 60)
     captions = [float(len(digits.caption(digit))) for digit in wanted.tolist()]
     assert wanted.bincount().tolist() == [6] * 10 and len(pictures) == 60
     assert [each for part in asked for each in part[0]] == captions

@@ -98,13 +98,17 @@ class _Processes:
         """Stages that may begin now, out of the queue: one alone, or as many as there are workers free."""
         busy = {stage.name for stage in (*self._waiting, *self._at_work.values())}
         ready = [stage for stage in self._waiting if not busy & set(stage.needs)]
-        if any(stage.alone for stage in self._at_work.values()):
+        if any(map(self._alone, self._at_work.values())):
             return []
-        alone = [] if self._at_work else [stage for stage in ready if stage.alone]
+        alone = [] if self._at_work else [stage for stage in ready if self._alone(stage)]
         free = self._context.workers - len(self._at_work)
-        chosen = alone[:1] or [stage for stage in ready if not stage.alone][:free]
+        chosen = alone[:1] or [stage for stage in ready if not self._alone(stage)][:free]
         self._waiting = [stage for stage in self._waiting if stage not in chosen]
         return chosen
+
+    def _alone(self, stage: Stage) -> bool:
+        """Times of a quick run mean nothing, so that nothing waits for them."""
+        return stage.alone and not self._context.quick
 
     def _begin(self, stage: Stage) -> None:
         minutes = stage.minutes[self._context.kind == "quick"]

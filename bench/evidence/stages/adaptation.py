@@ -18,8 +18,14 @@ METHODS = {
     "ablation": (*bench.METHODS[:4], "diff2flow, velocity weighting"),
 }
 """The prior itself and the paper's objectives; the velocity weighting is its own: noisy images weigh as they do."""
+_QUICK = (bench.BASE, "diff2flow", "diffusion")
 SMALLER = 48
 """Pixels; the prior knows 64. The paper goes down, too, from 768 to 512."""
+
+
+def methods(context: Context, name: str) -> tuple[str, ...]:
+    """Of a stage; a quick run has those that the verdicts need."""
+    return _QUICK if context.quick else METHODS[name]
 
 
 def continued_setting(context: Context) -> bench.Setting:
@@ -66,7 +72,7 @@ def run_ablation(context: Context) -> Result:
 
 def _run(context: Context, name: str, setting: bench.Setting) -> Result:
     models, out = context.own_models(), context.folder(name)
-    path = bench.ablation(models, out, setting, context.seeds, METHODS[name], context.device)
+    path = bench.ablation(models, out, setting, context.seeds, methods(context, name), context.device)
     found = json.loads(path.read_text(encoding="utf-8"))
     summary, steps = found["summary"], setting.sample_steps[0]
     numbers = {}
@@ -80,15 +86,15 @@ def _run(context: Context, name: str, setting: bench.Setting) -> Result:
 
 
 def _continued_settings(context: Context) -> Mapping[str, Any]:
-    return {**asdict(continued_setting(context)), "methods": METHODS["continued"]}
+    return {**asdict(continued_setting(context)), "methods": methods(context, "continued")}
 
 
 def _resolution_settings(context: Context) -> Mapping[str, Any]:
-    return {**asdict(resolution_setting(context)), "methods": METHODS["resolution"]}
+    return {**asdict(resolution_setting(context)), "methods": methods(context, "resolution")}
 
 
 def _ablation_settings(context: Context) -> Mapping[str, Any]:
-    return {**asdict(ablation_setting(context)), "methods": METHODS["ablation"]}
+    return {**asdict(ablation_setting(context)), "methods": methods(context, "ablation")}
 
 
 STAGES = (

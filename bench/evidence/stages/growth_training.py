@@ -27,7 +27,7 @@ _SIZE = {False: 64, True: 320}
 def scale(context: Context) -> dict[str, Any]:
     """Batches at 8 × 8 latents, sides at batch 4, timed steps and rounds."""
     if context.quick:
-        return {"batches": [1, 8], "sides": [16], "steps": 2, "rounds": 2, "processes": 1}
+        return {"batches": [1, 8], "sides": [16], "steps": 1, "rounds": 2, "processes": 1}
     sides = [16, 32] + ([64] if context.full else [])
     return {"batches": [1, 4, 16], "sides": sides, "steps": 4, "rounds": 4, "processes": _PROCESSES}
 
