@@ -113,6 +113,8 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument("--keep", action="store_true", help="keep results that other versions of the code have left")
     bench.add_argument("--compare", nargs=2, type=Path, metavar="JSON",
                        help="only name what got worse from the first evidence.json to the second")  # fmt: skip
+    bench.add_argument("--report", nargs=2, type=Path, metavar=("JSON", "MARKDOWN"),
+                       help="only compose the report of an evidence.json again; nothing is measured")  # fmt: skip
     bench.set_defaults(command=_bench, verbose=True)
 
 

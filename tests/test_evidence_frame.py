@@ -147,6 +147,20 @@ def test_options_that_contradict_are_named(tmp_path, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_the_report_that_is_kept_says_what_the_results_say(tmp_path, monkeypatch):
+    """Nothing in it is typed by hand, and it is composed again when its words change."""
+    drawn = []
+    monkeypatch.setattr(
+        f"{write_report.__module__}.save_plot", lambda plot, path: drawn.append(f"{path.parent.name}/{path.name}")
+    )
+    kept, again = provenance.ROOT / "bench", tmp_path / "REPORT.md"
+    words = ("--report", str(kept / "results" / "evidence.json"), str(again))
+    assert command.bench(_options(tmp_path, *words), print) == 0
+    assert again.read_text() == (kept / "REPORT.md").read_text()
+    assert sorted(drawn) == sorted(f"report_plots/{path.name}" for path in (kept / "report_plots").glob("*.png"))
+    assert command.bench(_options(tmp_path, "--report", str(again), str(tmp_path / "x.md")), print) == 2
+
+
 def test_only_all_stages_in_earnest_rewrite_the_report(tmp_path):
     context = command._context(_options(tmp_path))
     results, report = command._places(_options(tmp_path), context, whole=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..runs import write_json
 from . import registry
-from .compare import compare
+from .compare import compare, read_results
 from .provenance import ROOT, code_digest
 from .report import write_report
 from .runner import run_all
@@ -38,6 +38,11 @@ def bench(options: argparse.Namespace, say: Say, stages: Sequence[Stage] = regis
             for line in lines:
                 say(line)
             return FAILED if worse else DONE
+        if options.report:
+            results, report = options.report
+            write_report(read_results(results), report, stages)
+            say(str(report))
+            return DONE
         return _measured(options, say, stages)
     except (ValueError, OSError) as error:
         for line in str(error).splitlines():

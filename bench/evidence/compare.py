@@ -26,7 +26,7 @@ def compare(before: Path, after: Path) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: a file that is none, or that two runs of different kinds made.
     """
-    one, two = _read(before), _read(after)
+    one, two = read_results(before), read_results(after)
     if one["kind"] != two["kind"]:
         raise ValueError(
             f"{before} was measured by a {one['kind']} run and {after} by a {two['kind']} one: measure both alike"
@@ -40,7 +40,12 @@ def compare(before: Path, after: Path) -> tuple[list[str], list[str]]:
     return lines, worse
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
+    """An evidence.json.
+
+    Raises:
+        ValueError: a file that is none, or one of another format.
+    """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
