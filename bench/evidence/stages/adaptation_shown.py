@@ -22,8 +22,7 @@ _NOTHING_NEW = (
 _SAME_ERROR = (
     "Why diffusion is not beaten everywhere, as we understand it: both losses are the squared error of the same"
     " prediction, weighted differently over time, and both begin at what the prior predicts already; where the network"
-    " is small and sees few pictures, which weights it had hardly shows in a Fréchet distance. Diff2Flow lowers the"
-    " flow matching loss, which it trains and few-step samplers follow; that is said below."
+    " is small and sees few pictures, which weights it had hardly shows in a Fréchet distance."
 )
 _FRECHET = "frechet_features"
 _TABLES = (
