@@ -16,7 +16,7 @@ _WORSE, _STRAIGHTER, _PAIRS, _STEP = 3.0, 5.0, 0.95, 1.10
 _OWN_GOALS = (
     "The goals are the project's own. Why some are not reached, as we understand it: what the base loses in few steps"
     " is what there is to gain, and digits of 64 px are drawn in few steps by the base as well; and the training is"
-    " short. A report on a prior that was trained for longer, with four times as many pairs, more training, and other"
+    " short. A report on a prior that was trained for longer, with more pairs, a longer training, and other"
     " weightings, caption dropout, pairs, consistency and windows, is in [results](results/reflow_quality.md)."
 )
 
