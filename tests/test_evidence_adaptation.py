@@ -186,6 +186,16 @@ def test_the_words_follow_the_numbers():
     assert holds == [False, False, True] * 2 and "Why the base is not beaten" in text
 
 
+def test_a_base_that_is_nearer_in_a_new_style_is_compared_in_pixels():
+    result = _result(ablation.Setting(unguided=True, parts=2), DISTANCES)
+    cells = result["summary"]["base"]
+    cells["unguided/25/frechet_features"], cells["unguided/25/frechet_pixels"] = _cell(2.0), _cell(18.0)
+    text = " ".join(part.text for part in adaptation_shown.ablation(result).parts if isinstance(part, Text))
+    assert "better: base without guidance" in text and "the classifier sees shapes and no colours" in text
+    assert "In pixels, where colours count, the base's distance over diff2flow's is 3.000 ± 0.105 with" in text
+    assert "and 6.000 ± 0.203 without guidance." in text
+
+
 def test_one_seed_says_nothing():
     holds, text = _said(DISTANCES, seeds=1)
     assert holds == [None] * 6 and text == "One seed: no verdict."

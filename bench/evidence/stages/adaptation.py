@@ -12,10 +12,11 @@ from ..stage import Context, Result, Stage, of_seeds
 from . import adaptation_shown as shown
 from .priors import digits_prior
 
+_WEIGHTED = "diff2flow, velocity weighting"
 METHODS = {
-    "continued": (bench.BASE, "diff2flow", "diffusion", "diff2flow, velocity weighting"),
-    "resolution": bench.METHODS[:4],
-    "ablation": (*bench.METHODS[:4], "diff2flow, velocity weighting"),
+    "continued": (bench.BASE, "diff2flow", "diffusion", _WEIGHTED),
+    "resolution": (*bench.METHODS[:4], _WEIGHTED),
+    "ablation": (*bench.METHODS[:4], _WEIGHTED),
 }
 """The prior itself and the paper's objectives; the velocity weighting is its own: noisy images weigh as they do."""
 _QUICK = (bench.BASE, "diff2flow", "diffusion")
