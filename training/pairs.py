@@ -23,6 +23,7 @@ from . import draws
 from .choices import DAMAGED
 from .images import named
 from .records import Records
+from .shard_file import ShardFile
 from .shards import DIGEST, content_digest, kept_open, require_whole
 
 _LOG = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ class PairStore:
             ValueError: its shard was damaged or removed meanwhile.
         """
         row = int(self._row[pair])
-        return self._opened(pair).latents[row : row + 1].float()
+        return self._opened(pair).latent(row)
 
     def caption(self, pair: int) -> str:
         """The caption of a pair; raises as `latent`."""
@@ -252,26 +253,23 @@ class PairStore:
 
     def _verify(self, path: Path) -> list[Any]:
         """Identity, first pair, stride and number of pairs of a shard that is whole."""
-        from safetensors import safe_open
-
-        require_whole(path)
-        with safe_open(path, framework="pt") as file:
-            facts = [(file.metadata() or {}).get(_IDENTITY, ""), *file.get_tensor("pairs").tolist()]
+        file = require_whole(path)
         self._verified.add(path)
-        return facts
+        return [file.metadata.get(_IDENTITY, ""), *file.tensor("pairs").tolist()]
 
 
 class _Opened:
     """A shard being read: latents lazily, the rest at once."""
 
     def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
+        self._file = ShardFile(path)
+        self.captions: list[str] = json.loads(bytes(self._file.tensor("captions").numpy()))
+        self.probes = self._file.tensor("noise_begins")
+        self.shape = self._file.shape("latents")[1:]
 
-        file = safe_open(path, framework="pt")
-        self.captions: list[str] = json.loads(bytes(file.get_tensor("captions").numpy()))
-        self.probes = file.get_tensor("noise_begins")
-        self.latents = file.get_slice("latents")
-        self.shape = tuple(self.latents.get_shape()[1:])
+    def latent(self, row: int) -> Tensor:
+        """The latent (1, C, H, W) of a row, float32."""
+        return self._file.row("latents", row)[None].float()
 
 
 def _digest(identity: Mapping[str, Any]) -> str:

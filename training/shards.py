@@ -8,7 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..files import remove_parts, written_whole
 from .key_index import KeyIndex
 from .records import Records
+from .shard_file import ShardFile
 
 _LOG = logging.getLogger(__name__)
 DIGEST = "sha256"
@@ -43,7 +44,7 @@ class ShardStore:
     def __init__(self, folder: Path, shard_size: int = 64) -> None:
         self._folder, self._shard_size = folder, shard_size
         self._pending: dict[str, Tensor] = {}
-        self._open: OrderedDict[Path, Any] = OrderedDict()
+        self._open: OrderedDict[Path, ShardFile] = OrderedDict()
         self._verified: set[Path] = set()
         self._records = Records(folder / "verified.json")
         self.damaged: list[str] = []
@@ -63,13 +64,13 @@ class ShardStore:
         """
         if key in self._pending:
             return self._pending[key]
-        return self._opened(self._paths[self._keys[key]]).get_tensor(key)
+        return self._opened(self._paths[self._keys[key]]).tensor(key)
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a key's tensor, without reading it; raises as `get`."""
         if key in self._pending:
             return tuple(self._pending[key].shape)
-        return tuple(self._opened(self._paths[self._keys[key]]).get_slice(key).get_shape())
+        return self._opened(self._paths[self._keys[key]]).shape(key)
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Keeps tensors that belong together (they go into one shard)."""
@@ -107,7 +108,7 @@ class ShardStore:
         remove_parts(self._folder, hours=_PART_HOURS)
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
-                keys = _keys(path)
+                keys = ShardFile(path).keys()
                 self._records.of(path, path.name, self._verify)
             except Exception as error:  # safetensors raises its own type; whatever it is, the shard is made again
                 _LOG.warning("The cached shard %s is damaged (%s): it is removed and made again.", path, error)
@@ -117,16 +118,14 @@ class ShardStore:
                 self._take(path, keys)
         self._records.save()
 
-    def _opened(self, path: Path) -> Any:
+    def _opened(self, path: Path) -> ShardFile:
         return kept_open(self._open, path, self._opened_first)
 
-    def _opened_first(self, path: Path) -> Any:
-        from safetensors import safe_open
-
+    def _opened_first(self, path: Path) -> ShardFile:
         try:
             if path not in self._verified:
                 self._verify(path)
-            return safe_open(path, framework="pt")
+            return ShardFile(path)
         except Exception as error:
             self._records.forget(path.name)
             self._records.save()
@@ -180,22 +179,12 @@ def kept_open(files: OrderedDict[Path, File], path: Path, opened: Callable[[Path
     return files[path]
 
 
-def _keys(path: Path) -> list[str]:
-    """Keys of a shard from its header; safetensors raises its own exception for a file that is cut short."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
-
-
-def require_whole(path: Path) -> None:
-    """Reads a shard, a tensor at a time; ValueError if its bytes are not those written, or safetensors' exception."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        recorded = (file.metadata() or {}).get(DIGEST)
-        if recorded != content_digest((key, file.get_tensor(key)) for key in sorted(file.keys())):
-            raise ValueError("its content does not match its checksum")
+def require_whole(path: Path) -> ShardFile:
+    """A shard whose every byte was read; ValueError if they are not those written, or safetensors' exception."""
+    file = ShardFile(path)
+    if file.metadata.get(DIGEST) != content_digest((key, file.tensor(key)) for key in sorted(file.keys())):
+        raise ValueError("its content does not match its checksum")
+    return file
 
 
 def content_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
