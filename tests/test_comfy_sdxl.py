@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfy_graphs import sdxl
+from comfy_graphs import base, ksampler, node, saved, sdxl
 from comfy_server import ComfyServer, comfy_dir
 from safetensors.torch import save_file
+from share_loras import METADATA
 from test_comfy_host import BOUND, distance, headless, pixels, record
 
 from diff2flow_nodes.bench.random_prior import build_random
@@ -27,6 +28,9 @@ pytestmark = [
     ),
 ]
 
+NAME = "sdxl.safetensors"
+ROUNDED = 1.0
+"""Mean difference in 1/255 that rounding to fp16 may make."""
 LAYERS = {
     "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k": (640, 2048),
     "lora_unet_input_blocks_0_0": (320, 4, 3, 3),
@@ -48,18 +52,43 @@ def write_lora(path: Path) -> None:
         state[f"{name}.lora_down.weight"] = torch.randn(4, inputs, *kernel, generator=random) * inputs**-0.5
         state[f"{name}.lora_up.weight"] = torch.randn(outputs, 4, *[1] * len(kernel), generator=random) * 0.05
         state[f"{name}.alpha"] = torch.tensor(4.0)
-    save_file(state, str(path))
+    save_file(state, str(path), {**METADATA, "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"})
 
 
-def test_sdxl_is_the_same_in_both_hosts(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    server = ComfyServer(comfy_dir(), tmp_path)
-    kept = Path(os.environ["D2F_SDXL"])
-    checkpoint = (kept if kept.is_dir() else tmp_path) / "sdxl_random.safetensors"
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> ComfyServer:
+    """Not started; with the checkpoint and the LoRA "sdxl.safetensors"."""
+    base, kept = tmp_path_factory.mktemp("comfy"), Path(os.environ["D2F_SDXL"])
+    found = ComfyServer(comfy_dir(), base)
+    checkpoint = (kept if kept.is_dir() else tmp_path_factory.getbasetemp()) / "sdxl_random.safetensors"
     if not checkpoint.exists():
         build_random(checkpoint, levels=3, blocks=2, family="SDXL")
-    (tmp_path / "models" / "checkpoints" / "sdxl.safetensors").symlink_to(checkpoint)
-    write_lora(tmp_path / "models" / "loras" / "sdxl.safetensors")
-    graph = sdxl("sdxl.safetensors", "sdxl.safetensors")
+    (base / "models" / "checkpoints" / NAME).symlink_to(checkpoint)
+    write_lora(base / "models" / "loras" / NAME)
+    return found
+
+
+def test_a_baked_sdxl_checkpoint_gives_the_same_images_in_stock_nodes(
+    server: ComfyServer, request: pytest.FixtureRequest
+) -> None:
+    graph = {**base(NAME), "ckpt": node("Diff2FlowCheckpointLoader", ckpt_name=NAME, lora_name=NAME, lora_strength=1.0)}
+    images = []
+    with server:
+        for checkpoint in (graph["ckpt"], base("baked.safetensors")["ckpt"], base(NAME)["ckpt"]):
+            drawn = saved({**graph, "ckpt": checkpoint, "stock": ksampler(["ckpt", 0], steps=3)}, "stock", "image")
+            if checkpoint is graph["ckpt"]:
+                parts = {"model": ["ckpt", 0], "clip": ["ckpt", 1], "vae": ["ckpt", 2]}
+                drawn["bake"] = node("Diff2FlowSaveCheckpoint", **parts, name="baked", save_dtype="fp16")
+            images.append(pixels(server.run(drawn)["image"]))
+    tuned, baked, plain = images
+    found, effect = distance(baked, tuned), float(np.abs(plain - tuned).mean())
+    record(request, baked=found, effect=effect)
+    assert found <= ROUNDED < effect / 3
+    assert "lora key not loaded" not in server.log.read_text(errors="replace")
+
+
+def test_sdxl_is_the_same_in_both_hosts(server: ComfyServer, request: pytest.FixtureRequest) -> None:
+    graph = sdxl(NAME, NAME)
     with server:
         files = server.run(graph)
     assert "lora key not loaded" not in server.log.read_text(errors="replace")
