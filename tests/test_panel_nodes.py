@@ -113,6 +113,8 @@ def test_a_recipe_shows_what_is_usually_changed_and_expert_everything(seen: Page
     shown = "() => train.widgets.filter((w) => !w.hidden && !w.options?.hidden).map((w) => w.name)"
     seen.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     assert seen.page.evaluate(shown) == ["steps", "recipe", "diff2flow_panel"]
+    rowless = "() => train.widgets.filter((w) => w.computeSize?.()[1] === -4).map((w) => w.name)"
+    assert seen.page.evaluate(rowless) == ["objective", "resume", "save_every"]
     small = seen.page.evaluate("() => train.size[1]")
     choose = (
         "(value) => { const w = train.widgets.find((w) => w.name === 'recipe'); w.value = value; w.callback(value); }"
@@ -121,6 +123,7 @@ def test_a_recipe_shows_what_is_usually_changed_and_expert_everything(seen: Page
     assert (
         seen.page.evaluate(shown) == [*values, "diff2flow_panel"] and seen.page.evaluate("() => train.told") == "expert"
     )
+    assert seen.page.evaluate(rowless) == []
     assert seen.page.evaluate("() => train.size[1]") == small + 3 * 20
     seen.page.evaluate("() => { train.inputs.push({ widget: { name: 'resume' }, link: 4 }); }")
     seen.page.evaluate(choose, "depth")
