@@ -16,6 +16,8 @@ from typing import Any
 
 PACK = Path(__file__).resolve().parent.parent
 _START_SECONDS, _PROMPT_SECONDS = 180, 600
+_UNFINISHED = (0, 3, 64)
+"""The last ComfyUI that was seen with Vue nodes as an experiment."""
 
 
 def comfy_dir() -> Path | None:
@@ -66,6 +68,11 @@ class ComfyServer:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
+
+    def has_vue_nodes(self) -> bool:
+        """Whether Vue nodes are finished: as an experiment they show no pack's widgets, no text fields, other sizes."""
+        version = self.get("/system_stats")["system"]["comfyui_version"]
+        return tuple(map(int, version.split("."))) > _UNFINISHED
 
     def get(self, path: str) -> Any:
         """JSON of a GET request."""
