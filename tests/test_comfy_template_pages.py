@@ -89,10 +89,12 @@ def test_it_opens_and_gives_its_prompt(page: Any, server: ComfyServer, name: str
     page.page.wait_for_timeout(1000)
     shot(page, f"{name}_{renderer}")
     assert without_titles(page.page.evaluate(PROMPT)) == without_titles(completed(api_graph(name)))
-    assert not overlapping(page.page.evaluate(BOXES))
-    if server.has_vue_nodes():
-        assert not overlapping(page.page.evaluate(DRAWN))
     assert not [text for text in page.complaints if "diff2flow" in text.lower()]
+    assert not overlapping(page.page.evaluate(BOXES))
+    drawn = overlapping(page.page.evaluate(DRAWN))
+    if drawn and not server.has_vue_nodes():
+        pytest.xfail(f"the experimental Vue nodes of this ComfyUI have sizes of their own: {drawn} overlap")
+    assert not drawn
 
 
 def shot(page: Any, name: str) -> None:

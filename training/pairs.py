@@ -253,9 +253,11 @@ class PairStore:
 
     def _verify(self, path: Path) -> list[Any]:
         """Identity, first pair, stride and number of pairs of a shard that is whole."""
-        file = require_whole(path)
+        require_whole(path)
+        with ShardFile(path) as file:
+            facts = [file.metadata.get(_IDENTITY, ""), *file.tensor("pairs").tolist()]
         self._verified.add(path)
-        return [file.metadata.get(_IDENTITY, ""), *file.tensor("pairs").tolist()]
+        return facts
 
 
 class _Opened:

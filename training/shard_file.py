@@ -13,7 +13,7 @@ _OF_NUMPY = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
 class ShardFile:
-    """A file that stays open.
+    """A file that stays open until it is closed, by `with` or when nobody knows it any more.
 
     Reads by numpy what numpy knows: whenever safetensors 0.8 makes a torch tensor, some 50 bytes are never given back,
     which the millions of reads of a training add up.
@@ -28,6 +28,15 @@ class ShardFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._numpy = self._opened("np")
+
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the file: some systems remove none that is open."""
+        for opened in (self._numpy, self.__dict__.get("_torch")):
+            if opened is not None:
+                opened.__exit__(*error)
 
     @property
     def metadata(self) -> dict[str, str]:

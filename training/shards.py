@@ -108,7 +108,8 @@ class ShardStore:
         remove_parts(self._folder, hours=_PART_HOURS)
         for path in sorted(self._folder.glob("*.safetensors")):
             try:
-                keys = ShardFile(path).keys()
+                with ShardFile(path) as file:
+                    keys = file.keys()
                 self._records.of(path, path.name, self._verify)
             except Exception as error:  # safetensors raises its own type; whatever it is, the shard is made again
                 _LOG.warning("The cached shard %s is damaged (%s): it is removed and made again.", path, error)
@@ -179,12 +180,11 @@ def kept_open(files: OrderedDict[Path, File], path: Path, opened: Callable[[Path
     return files[path]
 
 
-def require_whole(path: Path) -> ShardFile:
-    """A shard whose every byte was read; ValueError if they are not those written, or safetensors' exception."""
-    file = ShardFile(path)
-    if file.metadata.get(DIGEST) != content_digest((key, file.tensor(key)) for key in sorted(file.keys())):
-        raise ValueError("its content does not match its checksum")
-    return file
+def require_whole(path: Path) -> None:
+    """Reads a shard, a tensor at a time; ValueError if its bytes are not those written, or safetensors' exception."""
+    with ShardFile(path) as file:
+        if file.metadata.get(DIGEST) != content_digest((key, file.tensor(key)) for key in sorted(file.keys())):
+            raise ValueError("its content does not match its checksum")
 
 
 def content_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
