@@ -26,10 +26,10 @@ prior: $(READY)
 
 $(READY): requirements.lock requirements-browser.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --no-build-isolation -e .
 	@# Drives Chromium in the tests of the panel, which are skipped without it.
-	-$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-browser.lock
+	-$(RUN) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements-browser.lock
 	touch $(READY)
 
 clean:

@@ -75,31 +75,25 @@ def demo(cache: Path, out: Path, quality: str = "demo") -> tuple[Path, Path]:
         SystemExit: a workflow failed; the runner has said why.
     """
     models, work = cache / "models", cache / "demo"
-    prior = tiny_prior.ensure(quality, models).name
+    prior = tiny_prior.ensure_narrow(quality, models).name
     shutil.rmtree(work, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    return finetuned(models, work, out, prior), reflowed(models, work, out, quality)
+    return finetuned(models, work, out, prior, quality), reflowed(models, work, out, prior, quality)
 
 
-def finetuned(models: Path, work: Path, out: Path, prior: str) -> Path:
+def finetuned(models: Path, work: Path, out: Path, prior: str, quality: str) -> Path:
     """Finetunes a checkpoint on golden digits; the picture."""
-    lora = _fresh(models, GOLDEN)
-    digits.write(work / "input" / lora.stem, STYLE, IMAGES)
-    _run("finetune_and_sample", models, work, {**GOLDEN, "Checkpoint": {"ckpt_name": prior}})
-    shutil.copy2(lora, out / lora.name)
+    digits.write(work / "input" / GOLDEN["Images and captions"]["folder"], STYLE, IMAGES)
+    lora = _trained("finetune_and_sample", models, work, out, {**GOLDEN, "Checkpoint": {"ckpt_name": prior}}, quality)
     before, after, loss = (_newest(work / "output" / "finetune", name) for name in ("before", "after", "loss"))
     rows = (Row("Base", ("as loaded",), before), Row("Finetuned", ("with the LoRA",), after))
     return compose("Diff2Flow: a tiny prior learns a new style", rows, [loss], lora, out / "demo.png")
 
 
-def reflowed(models: Path, work: Path, out: Path, quality: str) -> Path:
-    """Makes the paths straight, on the prior as narrow as it was trained; the LoRA as the wide one takes it, too."""
-    narrow = tiny_prior.ensure_narrow(quality, models)
-    made = _fresh(models, STRAIGHT)
+def reflowed(models: Path, work: Path, out: Path, prior: str, quality: str) -> Path:
+    """Makes a checkpoint's paths straight; the picture."""
     (work / "input").mkdir(parents=True, exist_ok=True)
-    _run("reflow", models, work, {"Checkpoint": {"ckpt_name": narrow.name}, **STRAIGHT})
-    lora = widen_file(made, out / made.name, tiny_prior.QUALITIES[quality])
-    shutil.copy2(lora, made)
+    lora = _trained("reflow", models, work, out, {**STRAIGHT, "Checkpoint": {"ckpt_name": prior}}, quality)
     kinds = ("before", "after")
     grids, plots = (
         [_newest(work / "output" / "reflow", f"{name}{kind}") for kind in kinds] for name in ("", "straightness_")
@@ -109,6 +103,15 @@ def reflowed(models: Path, work: Path, out: Path, quality: str) -> Path:
         Row("Reflowed", ("CFG 1, one network", "call a step"), grids[1]),
     )
     return compose("Reflow: the same noise, in 1, 2, 4, 8 and 25 steps", rows, plots, lora, out / "reflow.png")
+
+
+def _trained(template: str, models: Path, work: Path, out: Path, changes: Changes, quality: str) -> Path:
+    """Runs a template on the prior as narrow as it was trained; its LoRA, as the wide prior takes it, is kept twice."""
+    made = _fresh(models, changes)
+    _run(template, models, work, changes)
+    lora = widen_file(made, out / made.name, tiny_prior.QUALITIES[quality])
+    shutil.copy2(lora, made)
+    return lora
 
 
 def _fresh(models: Path, changes: Changes) -> Path:
