@@ -18,7 +18,7 @@ from .hosts.headless import HeadlessHost
 from .hosts.headless.classes import INSTALL, NodeClasses
 from .hosts.headless.execute import NodeFailure, execute
 from .hosts.headless.graph import plan
-from .hosts.headless.workflow import Workflow, WorkflowError, override, read_workflow
+from .hosts.headless.workflow import Workflow, WorkflowError, named, override, read_workflow
 from .hosts.headless.written import announce
 from .hosts.port import FOLDERS
 from .training.launch import launched, launched_alone
@@ -85,6 +85,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="changes an input; NODE is an id, a title, or a class that one node has; VALUE is JSON or else text;"
         " repeatable",
     )
+    run.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NODE",
+        help="runs this output node and what it needs, not all of them; named as in --set; repeatable",
+    )
     _add_common(run)
     run.set_defaults(command=_run)
     nodes = commands.add_parser("nodes", help="list the node classes that workflows may use")
@@ -140,7 +147,8 @@ def _run(options: argparse.Namespace) -> int:
     try:
         workflow = read_workflow(options.workflow)
         changed = override(workflow, options.set)
-        order = plan(workflow, classes, {kind: str(host.directory(kind)) for kind in FOLDERS}, changed)
+        folders = {kind: str(host.directory(kind)) for kind in FOLDERS}
+        order = plan(workflow, classes, folders, changed, named(workflow, options.only))
     except WorkflowError as error:
         return _complain("\n".join(error.problems), WRONG)
     return _execute(host, workflow, order, classes, options)

@@ -1,4 +1,4 @@
-"""`make demo`: the tiny prior, a finetuning and a reflow, headless, and a picture of each that shows what it did."""
+"""`make demo`: the tiny prior, a finetuning and a reflow, headless, and a picture of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ STRAIGHT: dict[str, dict[str, Any]] = {
 logger = logging.getLogger(__name__)
 
 
-def demo(cache: Path, out: Path, quality: str = "demo") -> tuple[Path, Path]:
-    """Runs the demo and returns the paths of its two pictures, of finetuning and of reflow.
+def demo(cache: Path, out: Path, quality: str = "demo") -> tuple[Path, Path, Path]:
+    """Runs the demo and returns the paths of its three pictures: of the prior itself, of finetuning and of reflow.
 
     Args:
         cache: where the tiny prior is kept between runs, and everything else of the demo.
@@ -78,14 +78,22 @@ def demo(cache: Path, out: Path, quality: str = "demo") -> tuple[Path, Path]:
     prior = tiny_prior.ensure_narrow(quality, models).name
     shutil.rmtree(work, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    return finetuned(models, work, out, prior, quality), reflowed(models, work, out, prior, quality)
+    first = untrained(models, work, out, prior)
+    print(f"{first}\n  the prior in 25, 8, 4 and 2 steps, nothing trained yet; finetuning is next", flush=True)
+    return first, finetuned(models, work, out, prior, quality), reflowed(models, work, out, prior, quality)
+
+
+def untrained(models: Path, work: Path, out: Path, prior: str) -> Path:
+    """Draws a checkpoint as it is in few steps, which needs no training: something to see early; the picture."""
+    _run("finetune_and_sample", models, work, {**GOLDEN, "Checkpoint": {"ckpt_name": prior}}, only=["Save before"])
+    return Path(shutil.copy2(_newest(work / "output" / "finetune", "before"), out / "base.png"))
 
 
 def finetuned(models: Path, work: Path, out: Path, prior: str, quality: str) -> Path:
     """Finetunes a checkpoint on golden digits; the picture."""
     digits.write(work / "input" / GOLDEN["Images and captions"]["folder"], STYLE, IMAGES)
     lora = _trained("finetune_and_sample", models, work, out, {**GOLDEN, "Checkpoint": {"ckpt_name": prior}}, quality)
-    before, after, loss = (_newest(work / "output" / "finetune", name) for name in ("before", "after", "loss"))
+    before, after, loss = (_picture(work / "output" / "finetune", name) for name in ("before", "after", "loss"))
     rows = (Row("Base", ("as loaded",), before), Row("Finetuned", ("with the LoRA",), after))
     return compose("Diff2Flow: a tiny prior learns a new style", rows, [loss], lora, out / "demo.png")
 
@@ -96,7 +104,7 @@ def reflowed(models: Path, work: Path, out: Path, prior: str, quality: str) -> P
     lora = _trained("reflow", models, work, out, {**STRAIGHT, "Checkpoint": {"ckpt_name": prior}}, quality)
     kinds = ("before", "after")
     grids, plots = (
-        [_newest(work / "output" / "reflow", f"{name}{kind}") for kind in kinds] for name in ("", "straightness_")
+        [_picture(work / "output" / "reflow", f"{name}{kind}") for kind in kinds] for name in ("", "straightness_")
     )
     rows = (
         Row("Base", ("CFG 3, two network", "calls a step"), grids[0]),
@@ -122,19 +130,24 @@ def _fresh(models: Path, changes: Changes) -> Path:
     return models / "loras" / f"{name}.safetensors"
 
 
-def _run(template: str, models: Path, work: Path, changes: Changes) -> None:
+def _run(template: str, models: Path, work: Path, changes: Changes, only: Sequence[str] = ()) -> None:
     folders = ["--models", str(models), "--input", str(work / "input"), "--output", str(work / "output")]
     settings = [
         f"{title}.{name}={json.dumps(value)}" for title, inputs in changes.items() for name, value in inputs.items()
     ]
     told = [part for setting in settings for part in ("--set", setting)]
+    told += [part for title in only for part in ("--only", title)]
     code = run_command(["run", str(WORKFLOWS / f"{template}.json"), *folders, *told])
     if code:
         raise SystemExit(code)
 
 
-def _newest(folder: Path, prefix: str) -> Image.Image:
-    return Image.open(max(folder.glob(f"{prefix}_0*.png"))).convert("RGB")
+def _picture(folder: Path, prefix: str) -> Image.Image:
+    return Image.open(_newest(folder, prefix)).convert("RGB")
+
+
+def _newest(folder: Path, prefix: str) -> Path:
+    return max(folder.glob(f"{prefix}_0*.png"))
 
 
 def main() -> None:
@@ -149,9 +162,10 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     began = time.monotonic()
-    finetuning, reflow = demo(options.cache, options.out, options.quality)
+    first, finetuning, reflow = demo(options.cache, options.out, options.quality)
     print(
-        f"\n{finetuning}\n  above: base, below: finetuned\n{reflow}\n  above: base, below: reflowed, equal seeds\n"
+        f"\n{first}\n  base\n{finetuning}\n"
+        f"  above: base, below: finetuned\n{reflow}\n  above: base, below: reflowed, equal seeds\n"
         f"The demo took {time.monotonic() - began:.0f} s."
     )
 

@@ -9,6 +9,9 @@ from PIL import Image
 from diff2flow_nodes import cli
 from diff2flow_nodes.hosts import use
 from diff2flow_nodes.hosts.headless import HeadlessHost
+from diff2flow_nodes.hosts.headless.classes import NodeClasses
+from diff2flow_nodes.hosts.headless.graph import plan
+from diff2flow_nodes.hosts.headless.workflow import Node, named, override
 from diff2flow_nodes.tests.headless_fixtures import make_checkpoint, run_cli, text_to_image
 
 
@@ -117,6 +120,29 @@ def test_wrong_settings(place, capsys, setting, words):
 
 
 @pytest.mark.parametrize(
+    "name, words",
+    [
+        ("nope", ["--only nope", "closest"]),
+        ("CLIPTextEncode", ["--only", "2 nodes", "6, 7"]),
+        ("My sampler", ["node 3", "no output node", "node 9 (SaveImage)"]),
+    ],
+)
+def test_what_cannot_be_asked_for_alone(place, capsys, name, words):
+    line = only_line(place, capsys, text_to_image(), "--only", name)
+    assert all(word in line for word in words), line
+
+
+def test_only_what_is_asked_for_is_planned():
+    prompt = text_to_image()
+    prompt["10"] = {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["4", 2]}}
+    prompt["11"] = {"class_type": "SaveImage", "inputs": {"images": ["10", 0], "filename_prefix": "empty"}}
+    workflow = {key: Node(key, entry["class_type"], entry["inputs"]) for key, entry in prompt.items()}
+    classes = NodeClasses(dict)
+    assert set(plan(workflow, classes, {})) == set(prompt)
+    assert plan(workflow, classes, {}, only=named(workflow, ["11"])) == ["5", "4", "10", "11"]
+
+
+@pytest.mark.parametrize(
     "content, words",
     [
         ("{", ["not JSON", "line 1"]),
@@ -141,10 +167,6 @@ def test_a_missing_image_is_found_before_the_run(place, capsys):
 
 
 def test_values_are_converted_as_declared(place):
-    from diff2flow_nodes.hosts.headless.classes import NodeClasses
-    from diff2flow_nodes.hosts.headless.graph import plan
-    from diff2flow_nodes.hosts.headless.workflow import Node, override
-
     use(HeadlessHost(place / "models", place / "input", place / "output"))
     workflow = {key: Node(key, n["class_type"], n["inputs"]) for key, n in text_to_image(steps="4", cfg=7).items()}
     override(workflow, ["3.seed=18446744073709551615", "6.text=42", "SaveImage.filename_prefix=a b"])

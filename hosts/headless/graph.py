@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from .values import checked, spec_of
@@ -19,13 +19,18 @@ _FILES = {"ckpt_name": "checkpoints", "lora_name": "loras", "image": "input"}
 
 
 def plan(
-    workflow: Workflow, classes: Classes, folders: Mapping[str, str], changed: Iterable[tuple[str, str]] = ()
+    workflow: Workflow,
+    classes: Classes,
+    folders: Mapping[str, str],
+    changed: Iterable[tuple[str, str]] = (),
+    only: Collection[str] = (),
 ) -> list[str]:
     """Ids of the nodes that the output nodes need, each after those it takes from; values are converted in place.
 
     Args:
         folders: where each kind of file lies, for messages.
         changed: (node id, input) set on the command line; inputs that the node does not have are errors there.
+        only: ids of the output nodes that are wanted; all of them if there is none.
 
     Raises:
         WorkflowError: every problem found, one line each.
@@ -37,7 +42,8 @@ def plan(
     outputs = [node.id for node in workflow.values() if getattr(classes[node.class_type], "OUTPUT_NODE", False)]
     if not outputs:
         raise WorkflowError("the workflow has no output node (e.g. SaveImage), so there is nothing to run; add one")
-    order = _ordered(workflow, outputs)
+    problems += [_no_output(workflow, key, outputs) for key in only if key not in outputs]
+    order = _ordered(workflow, [key for key in outputs if not only or key in only])
     for key in order:
         problems += [
             f"{workflow[key].label}, {line}" for line in _node_problems(workflow, workflow[key], classes, folders)
@@ -82,6 +88,11 @@ def _unknown_input(node: Node, name: str, classes: Classes) -> list[str]:
         f"--set {node.id}.{name}: {node.label} has no input {name!r}; closest: {closest(name, known)}"
         f" (it has {', '.join(known)})"
     ]
+
+
+def _no_output(workflow: Workflow, key: str, outputs: list[str]) -> str:
+    listed = ", ".join(workflow[output].label for output in outputs)
+    return f"--only: {workflow[key].label} is no output node, which alone can be asked for; choose of {listed}"
 
 
 def _ordered(workflow: Workflow, outputs: list[str]) -> list[str]:

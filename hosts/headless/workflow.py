@@ -81,10 +81,25 @@ def override(workflow: Workflow, settings: Iterable[str]) -> list[tuple[str, str
             found[0].inputs[entry] = _value(text)
             changed.append((found[0].id, entry))
         else:
-            problems.append(_target_problem(workflow, setting, name, found))
+            problems.append(_target_problem(workflow, f"--set {setting}", name, found))
     if problems:
         raise WorkflowError(*problems)
     return changed
+
+
+def named(workflow: Workflow, names: Iterable[str]) -> list[str]:
+    """Ids of the nodes that are named, each by its id, else its title, else a class that only one node has.
+
+    Raises:
+        WorkflowError: a node that there is not, or not only once; all of them at once.
+    """
+    found = {name: _targets(workflow, name) for name in names}
+    problems = [
+        _target_problem(workflow, f"--only {name}", name, nodes) for name, nodes in found.items() if len(nodes) != 1
+    ]
+    if problems:
+        raise WorkflowError(*problems)
+    return [node.id for nodes in found.values() for node in nodes]
 
 
 def as_prompt(workflow: Mapping[str, Node]) -> dict[str, Any]:
@@ -136,14 +151,14 @@ def _targets(workflow: Workflow, name: str) -> list[Node]:
     return titled or [node for node in workflow.values() if node.class_type == name]
 
 
-def _target_problem(workflow: Workflow, setting: str, name: str, found: list[Node]) -> str:
+def _target_problem(workflow: Workflow, option: str, name: str, found: list[Node]) -> str:
     if found:
-        return f"--set {setting}: {len(found)} nodes are called {name!r}; name one by its id: " + ", ".join(
+        return f"{option}: {len(found)} nodes are called {name!r}; name one by its id: " + ", ".join(
             node.id for node in found
         )
     names = dict.fromkeys(w for node in workflow.values() for w in (node.id, node.title, node.class_type) if w)
     near = closest(name, names, 5)
-    return f"--set {setting}: the workflow has no node {name!r} (by id, title or class); closest: {near}"
+    return f"{option}: the workflow has no node {name!r} (by id, title or class); closest: {near}"
 
 
 def _value(text: str) -> Any:
