@@ -9,6 +9,9 @@ READY := $(VENV)/.ready
 export OMP_WAIT_POLICY := PASSIVE
 demo prior: export OMP_WAIT_POLICY := ACTIVE
 
+# The installation compiles nothing; what is imported is compiled once and kept, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test prior bench bench-quick clean
 
 demo: $(READY)
