@@ -144,10 +144,14 @@ def _found(result: Result) -> str:
 
 def _losses(summary: Mapping[str, Any]) -> str:
     theirs, ours = (last_loss(summary[method]) for method in (_DIFFUSION, OURS))
-    word = {1: "lower than", -1: "higher than", 0: "the same, within the deviation, as"}[verdict(theirs, ours)]
+    word, why = {
+        1: ("lower than", ": it is what diff2flow minimises"),
+        -1: ("higher than", ", though it is what diff2flow minimises"),
+        0: ("the same, within the deviation, as", ", though it is what diff2flow minimises"),
+    }[verdict(theirs, ours)]
     return (
         f" The held-out flow matching loss after diff2flow is {word} after diffusion training"
-        f" ({shown(ours, '{:.4f}')} and {shown(theirs, '{:.4f}')}): it is what diff2flow minimises."
+        f" ({shown(ours, '{:.4f}')} and {shown(theirs, '{:.4f}')}){why}."
     )
 
 
