@@ -64,6 +64,7 @@ class Setting:
         sample_steps: step counts.
         ensemble: members, and how many steps each has.
         ensemble_steps: see ensemble.
+        ensemble_of: methods whose ensemble is measured, too.
         schedule: of the learning rate.
         parts: the depth is measured after each of so many equal parts of the training; more than one need a constant
             rate.
@@ -83,6 +84,7 @@ class Setting:
     sample_steps: tuple[int, ...] = (10, 4, 2, 1)
     ensemble: int = 4
     ensemble_steps: int = 4
+    ensemble_of: tuple[str, ...] = tuple(OBJECTIVES)
     schedule: str = "cosine"
     parts: int = 1
     videos: bool = True
@@ -116,7 +118,11 @@ class Bench(OnPrior):
             model = self._trained(OBJECTIVES[method], seed, name, steps)
             seconds += time.monotonic() - began
             after[str(steps)] = {"steps": self._stepped(model, seed, f"{name}_after_{steps}")}
-        found = {**after.pop(str(self.setting.steps)), **self._ensemble_and_videos(model, seed, name)}
+        found = after.pop(str(self.setting.steps))
+        if method in self.setting.ensemble_of:
+            found["ensemble"] = self._ensemble(model, seed, name)
+        if self.setting.videos:
+            found["flicker"] = self._flicker(model, seed)
         sizes = {"training_seconds": seconds, "trained_parameters": self._size(name)}
         return {**sizes, **found, **({"after": after} if after else {})}
 
@@ -151,12 +157,11 @@ class Bench(OnPrior):
             for steps in self.setting.sample_steps
         }
 
-    def _ensemble_and_videos(self, model: Any, seed: int, name: str) -> dict[str, Any]:
-        """The metrics of an ensemble, and how much videos flicker."""
+    def _ensemble(self, model: Any, seed: int, name: str) -> dict[str, float]:
+        """The metrics of an ensemble."""
         setting = self.setting
         merged = self._raw(model, self._pictures, setting.ensemble_steps, seed, ensemble=setting.ensemble)
-        videos = self._video(model, seed) if setting.videos else {}
-        return {"ensemble": self._measured(merged, f"{name}_ensemble"), **videos}
+        return self._measured(merged, f"{name}_ensemble")
 
     def _raw(
         self, model: Any, pictures: Tensor, steps: int, seed: int, ensemble: int = 1, noise: str = "fresh"
@@ -166,7 +171,7 @@ class Bench(OnPrior):
         given = (model, self._clip, self._vae, pictures, steps, ensemble, scenes.SIZE, seed)
         return estimate(*given, noise=noise, batch_size=32)[1][..., 0]
 
-    def _video(self, model: Any, seed: int) -> dict[str, Any]:
+    def _flicker(self, model: Any, seed: int) -> dict[str, float]:
         """How much depth flickers with the same noise for all frames and with fresh one; how much truth changes."""
         flickers: dict[str, list[float]] = {"fixed": [], "fresh": [], "truth": []}
         for number in range(_CLIPS):
@@ -175,7 +180,7 @@ class Bench(OnPrior):
                 raw = self._raw(model, clip.pictures, self.setting.ensemble_steps, seed, noise=noise)
                 flickers[noise].append(flicker(raw))
             flickers["truth"].append(flicker(depth_pictures(clip.depth)[..., 0]))
-        return {"flicker": {name: sum(values) / len(values) for name, values in flickers.items()}}
+        return {name: sum(values) / len(values) for name, values in flickers.items()}
 
     def _through_autoencoder(self) -> Tensor:
         shown = depth_pictures(self._truth)

@@ -115,7 +115,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each way in a round")
     parser.add_argument("--side", type=int, default=16, help="of the latents")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--only", choices=tuple(PARTS), help="measure one part")
+    parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="measure these parts")
     parser.add_argument("--add-to", type=Path, help="results of other parts, taken over")
     parser.add_argument("--peak", choices=tuple(WAYS), help="only the peak memory of one way")
     return parser.parse_args(arguments)
@@ -134,7 +134,7 @@ def main() -> None:
     known = json.loads(given.add_to.read_text()) if given.add_to else {}
     about = {"comfyui": _version(), "commit": _commit(), "device": DEVICE, **machine()}
     about |= {"batch": BATCH, "captions": "all different", "rank": RANK, "latent": given.side}
-    found = {name: part(given) for name, part in PARTS.items() if given.only in (None, name)}
+    found = {name: part(given) for name, part in PARTS.items() if name in given.only}
     print(json.dumps({**known, **about, **found}, indent=2))
 
 

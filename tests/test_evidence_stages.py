@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from diff2flow_nodes.alignment import Alignment, NoiseSchedule
+from diff2flow_nodes.bench import depth_table
 from diff2flow_nodes.bench.evidence import comfy, oracle
 from diff2flow_nodes.bench.evidence.pictures import save_plot
 from diff2flow_nodes.bench.evidence.section import Plot, Text
@@ -97,7 +98,18 @@ def test_sampling_is_measured_beside_the_bare_calls(context, tmp_path):
     case = bench.case(1, 8, 2, 2)
     assert case["median_ratio"]["bare"] == 1.0 and case["median_ratio"]["ours"] > 0.5
     cases = {name: [case] for name in ("batch", "side", "steps")}
-    _fits(growth_sampling.render({"cases": cases, "parameters": bench.parameters}), tmp_path)
+    section = growth_sampling.render({"cases": cases, "parameters": bench.parameters})
+    _fits(section, tmp_path)
+    assert "in one step" not in section.parts[0].text
+    short = {**cases, "side": [case, {**case, "side": 128, "steps": 1}]}
+    section = growth_sampling.render({"cases": short, "parameters": bench.parameters})
+    assert section.parts[0].text.endswith("Side 128 is sampled in one step, 3 rounds.")
+
+
+def test_the_largest_latent_is_sampled_in_one_step_where_it_would_take_long(context):
+    normal, full = replace(context, quick=False), replace(context, quick=False, full=True)
+    assert growth_sampling.sizes(growth_sampling.scale(normal))["side"][-2:] == [(1, 64, 4, 5), (1, 128, 1, 3)]
+    assert growth_sampling.sizes(growth_sampling.scale(full))["side"][-1] == (1, 128, 4, 5)
 
 
 def test_the_start_is_measured_in_fresh_processes(context, monkeypatch, tmp_path):
@@ -186,6 +198,22 @@ def _depth_result(values):
     return {"summary": summary, "setting": setting}
 
 
+def test_the_report_on_depth_shows_the_ensembles_that_were_measured():
+    known = json.loads((RESULTS / "depth_quality.json").read_text())
+
+    def ensembles(without):
+        summary = {
+            method: {key: cell for key, cell in cells.items() if method not in without or "ensemble" not in key}
+            for method, cells in known["summary"].items()
+        }
+        text = depth_table.markdown(known["setting"], summary)
+        return text[text.index("## Ensembles") :].split("\n\n")[1] if "## Ensembles" in text else ""
+
+    assert "| flow_matching |" in ensembles(())
+    assert "| flow_matching |" not in ensembles(("flow_matching",)) and "| diff2flow |" in ensembles(("flow_matching",))
+    assert not ensembles(tuple(known["summary"]))
+
+
 def test_every_kind_of_run_has_its_settings(context):
     normal, full = replace(context, quick=False), replace(context, quick=False, full=True)
     for kind in (context, normal, full):
@@ -193,7 +221,6 @@ def test_every_kind_of_run_has_its_settings(context):
             json.dumps(asdict(make(kind)))
         assert priors.digits_prior(kind) in ("quick", "digits", "bench") and fractional.scale(kind)["items"] > 0
     assert heavy.reflow_setting(context).pairs < heavy.reflow_setting(normal).pairs
-    assert growth_sampling.scale(full)["sides"][-1] == 128
 
 
 def test_the_reports_on_the_tiny_prior_become_results(context, monkeypatch, tmp_path):

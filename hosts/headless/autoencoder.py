@@ -127,6 +127,7 @@ def _tiny(weights: Mapping[str, Tensor], name: str, device: torch.device) -> Aut
     with torch.device("meta"):
         module = AutoencoderTiny(latent_channels=weights["taesd_decoder.1.weight"].shape[1])
     fill(module, {_tiny_name(key): value for key, value in weights.items()}, name, "tiny autoencoder").to(device)
+    module.to(memory_format=torch.channels_last)  # quicker on CPUs, where its convolutions are narrow
     scale = float(weights.get("vae_scale", torch.tensor(1.0)))
     shift = float(weights.get("vae_shift", torch.tensor(0.0)))
     return Autoencoder(

@@ -149,7 +149,7 @@ def _write_autoencoder(folder: Path, pipeline: Pipeline, family: str) -> None:
     else:
         scaling = {"scaling_factor": LATENT_SCALES[family], "force_upcast": family == "SDXL"}
     module.register_to_config(**scaling)
-    nn.Module.to(module, pipeline.dtype)
+    nn.Module.to(module, pipeline.dtype, memory_format=torch.contiguous_format)
     module.save_pretrained(folder)
 
 

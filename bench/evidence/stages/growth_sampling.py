@@ -17,30 +17,42 @@ from ..stage import Context, Result, Stage, number
 
 CFG, STEPS = 4.0, 4
 _WIDTH = 64
+_FEW_ROUNDS = 3
 _GOAL = 1.05
 """Of the ratio at the largest batch and the largest latent, where the network is more than overhead."""
 
 
 def scale(context: Context) -> dict[str, Any]:
-    """Batches at 8 × 8 latents, sides and steps at batch 1, and rounds."""
+    """Batches at 8 × 8 latents, sides and steps at batch 1, rounds, and sides of one step and few rounds."""
     if context.quick:
-        return {"batches": [1, 4, 16], "sides": [8, 16, 32], "steps": [2, 8], "rounds": 3, "width": _WIDTH}
-    full = {"width": 320} if context.full else {"width": _WIDTH}
-    sides = [8, 16, 32, 64] + ([128] if context.full else [])
-    return {"batches": [1, 2, 4, 8, 16, 32], "sides": sides, "steps": [2, 4, 8, 16, 32], "rounds": 5, **full}
+        quick = {"batches": [1, 4, 16], "sides": [8, 16, 32], "steps": [2, 8], "rounds": 3}
+        return {**quick, "one_step": [], "width": _WIDTH}
+    size = {"one_step": [], "width": 320} if context.full else {"one_step": [128], "width": _WIDTH}
+    sides, steps = [8, 16, 32, 64, 128], [2, 4, 8, 16, 32]
+    return {"batches": [1, 2, 4, 8, 16, 32], "sides": sides, "steps": steps, "rounds": 5, **size}
 
 
 def run(context: Context) -> Result:
     """Seconds of ours and of the bare calls, in turns, for each size."""
     wanted = scale(context)
     measured = Bench(context.folder("growth_sampling"), wanted["width"], context.full, context.device)
-    cases: dict[str, list[tuple[int, int, int]]] = {
-        "batch": [(batch, 8, STEPS) for batch in wanted["batches"]],
-        "side": [(1, side, STEPS) for side in wanted["sides"]],
-        "steps": [(1, 8, steps) for steps in wanted["steps"]],
-    }
-    found = {name: [measured.case(*sizes, wanted["rounds"]) for sizes in each] for name, each in cases.items()}
+    found = {name: [measured.case(*size) for size in each] for name, each in sizes(wanted).items()}
     return {"cases": found, "parameters": measured.parameters, "numbers": _numbers(found)}
+
+
+def sizes(wanted: dict[str, Any]) -> dict[str, list[tuple[int, int, int, int]]]:
+    """Batch, side, steps and rounds of each case, by what grows.
+
+    Args:
+        wanted: see `scale`.
+    """
+    rounds = wanted["rounds"]
+    lengths = {side: (1, _FEW_ROUNDS) if side in wanted["one_step"] else (STEPS, rounds) for side in wanted["sides"]}
+    return {
+        "batch": [(batch, 8, STEPS, rounds) for batch in wanted["batches"]],
+        "side": [(1, side, *length) for side, length in lengths.items()],
+        "steps": [(1, 8, steps, rounds) for steps in wanted["steps"]],
+    }
 
 
 class Bench:
@@ -117,6 +129,7 @@ def render(result: Result) -> Section:
     note = Text(
         f"Headless, a UNet of {result['parameters'] / 1e6:.1f} M random weights, CFG {CFG:g}; the bare calls are the"
         " network with both prompts in one batch and nothing else. On so small a network a step's fixed costs show."
+        f"{_in_one_step(result['cases']['side'])}"
     )
     lines = [
         Line(f"over {name}", [case[name] for case in cases], [case["median_ratio"]["ours"] for case in cases])
@@ -126,6 +139,12 @@ def render(result: Result) -> Section:
                 "seconds over those of the bare calls", lines, log_x=True)  # fmt: skip
     head = ("what grows", "size", "ours, s", "bare calls, s", "ratio", "quartiles", "more, ms a step")
     return Section(claims, (note, Table("", head, rows), plot))
+
+
+def _in_one_step(cases: list[dict[str, Any]]) -> str:
+    """Which sides were not sampled in as many steps as the others."""
+    sides = [str(case["side"]) for case in cases if case["steps"] == 1]
+    return f" Side {', '.join(sides)} is sampled in one step, {_FEW_ROUNDS} rounds." if sides else ""
 
 
 def _row(title: str, name: str, case: dict[str, Any]) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ def depth_setting(context: Context) -> depth_quality.Setting:
     """Of the report on depth; the rate is constant, so that half of the training can be measured, too."""
     normal = depth_quality.Setting(
         prior=scenes_prior(context), scenes=600, steps=180, parts=2, schedule="constant", held_out=50,
-        ensemble_steps=2, videos=False,
+        ensemble_steps=2, ensemble_of=("diff2flow",), videos=False,
     )  # fmt: skip
     return replace(normal, scenes=40, held_out=10, steps=6, batch_size=8) if context.quick else normal
 
@@ -114,8 +114,8 @@ def run_comfy_sampling(context: Context) -> Result:
 
 def run_comfy_training(context: Context) -> Result:
     """Our training step and core's TrainLoraNode over the bare one, inside ComfyUI: seconds and memory."""
-    more = ("--only", "speed") if context.quick else ()
-    found = in_comfy(context, "training_cost.py", "2" if context.quick else "3", *more)
+    rounds, parts = ("2", ("speed",)) if context.quick else ("3", ("speed", "memory"))
+    found = in_comfy(context, "training_cost.py", rounds, "--only", *parts)
     speed = found["speed"]["over_bare"]
     low, _, high = speed["ratio_quartiles"]["ours"]
     rounds = found["speed"]["rounds"]
