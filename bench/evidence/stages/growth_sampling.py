@@ -163,7 +163,7 @@ STAGE = Stage(
     "growth_sampling",
     "How the cost of sampling grows",
     2,
-    (4.0, 0.7),
+    (7.0, 0.7),
     run,
     render,
     settings=scale,
