@@ -118,6 +118,14 @@ def test_black_and_white_is_called_what_it_is(context, tmp_path, native, full, h
     assert verdicts == [None] * 5 and "One seed says nothing" in words and said not in words
 
 
+@pytest.mark.parametrize(("diffusion", "told"), [(0.2, True), (0.03, False)])
+def test_a_colour_that_diffusion_reaches_too_is_measured_without_guidance(context, tmp_path, diffusion, told):
+    errors = {"diffusion": diffusion, "diff2flow, full range": 0.02}
+    verdicts, words = _shown(black_white.render(_colour_result(context, errors)), tmp_path)
+    assert ("nothing is to be told" not in words) == told
+    assert told or "At 25 steps, CFG 1 the error after diffusion finetuning is 0.030" in words
+
+
 def test_quick_runs_are_small_and_in_the_registry(tmp_path):
     quick = Context(tmp_path, tmp_path, quick=True)
     for stage in (pairing, black_white):

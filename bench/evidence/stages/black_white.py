@@ -131,7 +131,7 @@ def _verdict(result: Result, usual: str) -> str:
         found = "One seed says nothing of which is the nearer."
     return (
         f"Mean errors of both colours at {usual}, smallest first: {order} (before training {errors[BASE]:.3f}). {found}"
-        f"{_without_guidance(result)}"
+        f"{_without_guidance(result)}{_both_near(result, usual)}"
         " The diffusion loss of an eps network weighs the error of the image at the last timestep by 0.005, so that it"
         " goes on reading the brightness from the noise. At 8x8 latents this leak is about one eighth of what it is at"
         " 64x64, where the mean of the noise is known eight times better."
@@ -157,6 +157,23 @@ def _without_guidance(result: Result) -> str:
     reached = f"{' and '.join(near)} within the goal" if near else "none within the goal: so short a training has not"
     reached += "" if near else " learned the prompts wholly, and guidance does the rest"
     return f" At {key}: {', '.join(f'{name} {errors[name]:.3f}' for name in (_OURS, _OTHER))}; {reached}."
+
+
+def _both_near(result: Result, usual: str) -> str:
+    """Colours of which nothing is to be told at the usual guidance, as diffusion reaches the goal as well."""
+    setting, means = result["setting"], result["summary"]
+    errors = {name: {c: means[name][f"{usual}/{c}/error"]["mean"] for c in COLOURS} for name in (_OURS, _OTHER)}
+    near = [colour for colour in COLOURS if max(errors[_OURS][colour], errors[_OTHER][colour]) <= _NEAR]
+    text = ""
+    for colour in near if len(setting["cfgs"]) > 1 else ():
+        key = _STEPPED.format(setting["sample_steps"][0], min(setting["cfgs"]))
+        ours, other = (shown(means[name][f"{key}/{colour}/error"]) for name in (_OURS, _OTHER))
+        text += (
+            f" Of {colour} nothing is to be told at {usual}: both reach the goal, as guidance drives the samples to the"
+            f" end of the range, where they cannot differ. At {key} the error after diffusion finetuning is {other},"
+            f" after Diff2Flow over the full range {ours}."
+        )
+    return text
 
 
 def _settings(context: Context) -> Mapping[str, Any]:
