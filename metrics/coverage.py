@@ -28,12 +28,25 @@ def precision_recall(samples: Tensor, reference: Tensor, neighbours: int = NEIGH
         ValueError: too few items for so many neighbours, unequal features, or a value that is not finite.
     """
     samples, reference = checked(samples, reference)
-    if neighbours < 1 or min(len(samples), len(reference)) <= neighbours:
+    require_enough(len(samples), len(reference), neighbours)
+    return _share_among(samples, reference, neighbours), _share_among(reference, samples, neighbours)
+
+
+def require_enough(samples: int, reference: int, neighbours: int) -> None:
+    """Refuses sets that are too small, before anything of them is computed.
+
+    Args:
+        samples, reference: how many images each set has.
+        neighbours: see `precision_recall`.
+
+    Raises:
+        ValueError: no more images than neighbours, or no neighbours.
+    """
+    if neighbours < 1 or min(samples, reference) <= neighbours:
         raise ValueError(
             f"precision and recall by {neighbours} neighbours need more than so many images in both sets, not"
-            f" {len(samples)} and {len(reference)}; give more images, or fewer neighbours (at least 1)"
+            f" {samples} in samples and {reference} in reference; give more images, or fewer neighbours (at least 1)"
         )
-    return _share_among(samples, reference, neighbours), _share_among(reference, samples, neighbours)
 
 
 def _share_among(points: Tensor, among: Tensor, neighbours: int) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .coverage import NEIGHBOURS, precision_recall
+from .coverage import NEIGHBOURS, precision_recall, require_enough
 from .features import EXTRACTORS, INCEPTION, inception_features, pixel_features
 from .frechet import frechet_distance
 from .kernel import kernel_distance
@@ -65,6 +65,7 @@ def evaluated(
     """
     if features not in EXTRACTORS:
         raise ValueError(f"features must be one of {', '.join(EXTRACTORS)}, not {features!r}")
+    require_enough(len(samples), len(reference), neighbours)
     one, two = (
         inception_features(pictures, weights) if features == INCEPTION else pixel_features(pictures)
         for pictures in (samples, reference)

@@ -106,7 +106,7 @@ def test_precision_and_recall_at_their_ends():
 
 
 def test_sets_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="more than so many images in both sets, not 3 and 20"):
+    with pytest.raises(ValueError, match="more than so many images in both sets, not 3 in samples and 20 in reference"):
         precision_recall(torch.ones(3, 2), torch.ones(20, 2))
     with pytest.raises(ValueError, match="equal features"):
         kernel_distance(torch.ones(5, 2), torch.ones(5, 3))
