@@ -109,7 +109,7 @@ def test_images_alone_are_enough(server: ComfyServer) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"samples": "single.png"}, ("Diff2Flow Evaluate", "not 1 samples and 9 of reference")),
+        ({"samples": "single.png"}, ("Diff2Flow Evaluate", "not 1 in samples and 9 in reference")),
         ({"features": "inception"}, ("Diff2Flow Evaluate", "models/metrics")),
         ({"captions": "a scene"}, ("Diff2Flow Evaluate", "captions", "clip_model")),
     ],
