@@ -114,8 +114,8 @@ def run_comfy_sampling(context: Context) -> Result:
 
 def run_comfy_training(context: Context) -> Result:
     """Our training step and core's TrainLoraNode over the bare one, inside ComfyUI: seconds and memory."""
-    rounds, parts = ("2", ("speed",)) if context.quick else ("3", ("speed", "memory"))
-    found = in_comfy(context, "training_cost.py", rounds, "--only", *parts)
+    wanted = ("2", "--only", "speed") if context.quick else ("3", "--only", "speed", "memory")
+    found = in_comfy(context, "training_cost.py", *wanted)
     speed = found["speed"]["over_bare"]
     low, _, high = speed["ratio_quartiles"]["ours"]
     rounds = found["speed"]["rounds"]
