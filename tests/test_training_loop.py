@@ -84,10 +84,10 @@ def test_an_error_in_the_network_saves_the_step_before_it(tmp_path):
     class Failing(TinyBackbone):
         def __call__(self, *args):
             if len(self.batch_sizes) == 3:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+                raise RuntimeError("a broken kernel")
             return super().__call__(*args)
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RuntimeError, match="a broken kernel"):
         _train(tmp_path, Failing(), keeping={"memory_check": False})
     assert _saved(tmp_path)[1] == 3
 

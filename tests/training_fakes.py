@@ -98,6 +98,19 @@ class TinyBackbone:
         return FILE_NAMES
 
     @contextmanager
+    def holding(self, insertion: Any) -> Any:
+        try:
+            yield
+        finally:
+            insertion.remove()
+
+    def ready(self) -> None:
+        pass
+
+    def free_memory(self) -> None:
+        pass
+
+    @contextmanager
     def sampled(self) -> Any:
         yield self
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .full import trained_in_full
+from .insertion import Insertion, LayerInsertion, replace_layer
 from .layers import LoraSettings, TrainedLayer, choose_layers, choose_text_layers
 from .lora_layers import FullChange, file_tensors, inject_lora, trained_tensors
 from .port import Backbone
 
 _UNET = "lora_unet"
+Hold = Callable[[Insertion], AbstractContextManager[None]]
 
 
 class Trained(Protocol):
@@ -37,6 +39,9 @@ class Trained(Protocol):
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The same as "unet" and "text"; either may be empty."""
+
+    def without_gradient(self) -> list[str]:
+        """Names of the trained layers (preset full: parameters) of which something has no gradient."""
 
     def state(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """Their values by the keys of the file they are saved in, on the CPU."""
@@ -94,6 +99,21 @@ class Adapters:
         for prefix, layer, module in self._layers:
             groups["unet" if prefix == _UNET else "text"] += trained_tensors(module, layer).values()
         return groups
+
+    def without_gradient(self) -> list[str]:
+        """Names in LoRA files of the layers of which a trained parameter has no gradient.
+
+        Text encoders count only where none of their layers has one: those behind the layer that the prompt is read
+        from (clip skip, SDXL) never do.
+        """
+        missing: dict[bool, list[str]] = {True: [], False: []}
+        counts = {True: 0, False: 0}
+        for prefix, layer, module in self._layers:
+            is_text = prefix != _UNET
+            counts[is_text] += 1
+            if any(parameter.grad is None for parameter in trained_tensors(module, layer).values()):
+                missing[is_text].append(f"{prefix}_{layer.file_name}")
+        return missing[False] + (missing[True] if len(missing[True]) == counts[True] else [])
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
@@ -160,7 +180,7 @@ def adapted(network: nn.Module, layers: Sequence[TrainedLayer], seed: int) -> It
         seed: of the run.
     """
     base_size = _size(network)
-    with _injected(network, layers, seed, "lora"):
+    with _injected(network, layers, seed, "lora", lambda _: nullcontext()):
         yield Adapters([(network, _UNET, layers)], base_size)
 
 
@@ -174,7 +194,7 @@ def _adapted_backbone(backbone: Backbone, settings: LoraSettings, seed: int, inp
     with ExitStack() as stack:
         for part, prefix, chosen in parts:
             purpose = "lora" if prefix == _UNET else f"lora/{prefix}"
-            stack.enter_context(_injected(part, chosen, seed, purpose))
+            stack.enter_context(_injected(part, chosen, seed, purpose, backbone.holding))
         yield Adapters(parts, base_size)
 
 
@@ -194,7 +214,9 @@ def _text_parts(backbone: Backbone, settings: LoraSettings) -> list[tuple[nn.Mod
 
 
 @contextmanager
-def _injected(network: nn.Module, layers: Sequence[TrainedLayer], seed: int, purpose: str) -> Iterator[None]:
+def _injected(
+    network: nn.Module, layers: Sequence[TrainedLayer], seed: int, purpose: str, hold: Hold
+) -> Iterator[None]:
     originals = {layer.path: network.get_submodule(layer.path) for layer in layers}
     frozen = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:
@@ -202,11 +224,13 @@ def _injected(network: nn.Module, layers: Sequence[TrainedLayer], seed: int, pur
         inject_lora(network, [layer for layer in layers if layer.rank], seed, purpose)
         for layer in layers:
             if not layer.rank:
-                _replace(network, layer.path, FullChange(originals[layer.path], layer.inputs, layer.widening))
-        yield
+                change = FullChange(originals[layer.path], layer.inputs, layer.widening)
+                replace_layer(network, layer.path, change)
+        with hold(LayerInsertion(network, originals)):
+            yield
     finally:
         for path, module in originals.items():
-            _replace(network, path, module)
+            replace_layer(network, path, module)
         for parameter, required in frozen:
             parameter.requires_grad_(required)
         vars(network).pop("peft_config", None)
@@ -215,7 +239,3 @@ def _injected(network: nn.Module, layers: Sequence[TrainedLayer], seed: int, pur
 def _size(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
-
-def _replace(network: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    network.get_submodule(parent)._modules[name] = module

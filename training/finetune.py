@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..samplers.parameterization import FlowParameterization
 from .adapters import Trained, trainable
 from .checkpointing import checkpointed
 from .choices import DTYPES
 from .fit import inputs_of, require_fit, require_suited
+from .insertion import float32_network
 from .layers import LoraSettings
-from .loop import Loop, StepReport
-from .memory import estimate, require_room
+from .loop import Loop, StepReport, autocast_dtype
+from .memory import estimate, is_out_of_memory, memory_of, require_room
 from .metadata import Run, lora_metadata
 from .pair_dataset import PairDataset
 from .pair_distances import without_worst
@@ -137,16 +138,22 @@ def finetune(job: Job, progress: Progress) -> Finetuned:
         processes = joined(job.backbone.device)
         with processes.writer_first():
             job = replace(job, dataset=_without_worst(job, progress))
+        originals = memory_of(_networks(job))
         adapters = stack.enter_context(trainable(job.backbone, job.lora, job.settings.seed, inputs))
+        if autocast_dtype(job.settings.optimizer.precision, job.backbone.device) is None:
+            stack.enter_context(float32_network(job.backbone))
         stack.enter_context(checkpointed(job.backbone.module, job.settings.optimizer.checkpointing))
-        return _Session(job, adapters, progress, processes).run()
+        return _Session(job, adapters, progress, processes, originals).run()
 
 
 class _Session:
     """One sitting of a run: from its beginning or its last state to its end or its interruption."""
 
-    def __init__(self, job: Job, adapters: Trained, progress: Progress, processes: Processes) -> None:
+    def __init__(
+        self, job: Job, adapters: Trained, progress: Progress, processes: Processes, originals: Mapping[int, int]
+    ) -> None:
         self._job, self._adapters, self._progress, self._processes = job, adapters, progress, processes
+        self._originals = originals
         self._folder: RunFolder = _opened(job, processes)
         state = self._folder.resumed()
         self._loop = Loop(job.backbone, job.dataset, adapters, job.settings, processes, state)
@@ -162,7 +169,7 @@ class _Session:
         try:
             # Compiled only now: the estimate's tensors hold no memory that a compiled network could read.
             with self._recorded(), _compiled(self._job.backbone.module, self._job.settings.optimizer.compile):
-                self._loop.run(self._report, self._due, self._pause)
+                self._loop.run(self._report, self._due, self._pause, self._say)
         except BaseException as error:
             self._rescue(error)
             raise
@@ -179,10 +186,9 @@ class _Session:
         if not job.keeping.memory_check:
             return
         largest = self._loop.micro_batch(self._largest(), 0)
-        needed = estimate(job.backbone.module, job.settings, lambda: self._loop.loss(largest))
-        if needed is not None:
-            _LOG.info("Memory: %s", needed)
-            require_room(needed, job.backbone.device, job.settings)
+        needed = estimate(_networks(job), job.settings, lambda: self._loop.loss(largest), self._originals)
+        found = require_room(needed, job.backbone.device, job.settings)
+        _LOG.info("%s: %s", job.output.name, found)
 
     def _largest(self) -> list[int]:
         """A batch of an item with the most pixels."""
@@ -230,6 +236,11 @@ class _Session:
         text = f"loss {sum(recent) / len(recent):.4f}, {rate:.2f} it/s, {clock(left)} left"
         self._progress.update(step.step, text)
 
+    def _say(self, text: str) -> None:
+        """Says what changes on the way."""
+        _LOG.warning("%s: %s", self._job.output.name, text)
+        self._progress.update(self._loop.step, text)
+
     def _due(self, step: int) -> bool:
         watch, keeping = self._job.watch, self._job.keeping
         if self._processes.count == 1:  # only the writer has a page: several processes would have to agree
@@ -260,9 +271,15 @@ class _Session:
         self._phase("sampling")
         objective, watch = self._loop.objective, self._job.watch
         flow = FlowParameterization(objective.alignment, objective.start)
-        with self._loop.product_in_place(), torch.no_grad(), self._job.backbone.sampled() as model:
-            text = self._job.backbone.text if self._adapters.trains_text else None
-            pictures = watch.draw(model, flow, text) if watch.draw else []
+        try:
+            with self._loop.product_in_place(), torch.no_grad(), self._job.backbone.sampled() as model:
+                text = self._job.backbone.text if self._adapters.trains_text else None
+                pictures = watch.draw(model, flow, text) if watch.draw else []
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._say(f"memory ran out while the samples of step {step} were drawn: left out; make them smaller")
+            return
         saved, preview = save_samples(self._folder.path / "samples", step, pictures)
         self._add({"kind": "samples", "step": step, "files": [path.name for path in saved]})
         self._progress.update(step, "samples saved", preview)
@@ -323,6 +340,12 @@ class _Session:
         _LOG.warning("The run '%s' ended early (%s): %s", self._folder.path.name, type(error).__name__, kept)
         if isinstance(error, ValueError):
             error.args = (f"{error}; {kept}",)
+
+
+def _networks(job: Job) -> nn.Module:
+    """All that a step calls: the network, and the text encoders where they are trained."""
+    text = job.backbone.text if job.lora.text_encoder else None
+    return nn.ModuleList([job.backbone.module, *(text.modules.values() if text else ())])
 
 
 def _thinned(losses: list[float]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint_file import require_base
+from .insertion import WeightInsertion, float32_copies, own_weights
 from .port import Backbone
 
 
@@ -39,6 +40,10 @@ class FullNetwork:
         """All of them in "unet"."""
         return {"unet": self.parameters(), "text": []}
 
+    def without_gradient(self) -> list[str]:
+        """Keys in the checkpoint of the parameters that have no gradient."""
+        return [key for key, tensor in self.tensors.items() if tensor.grad is None]
+
     def switched_off(self) -> AbstractContextManager[None]:
         """Cannot be.
 
@@ -64,23 +69,15 @@ def trained_in_full(backbone: Backbone) -> Iterator[FullNetwork]:
     """
     require_base(backbone)
     network, dtype = backbone.module, backbone.dtype
-    places = [
-        (owner, name, parameter)
-        for owner in network.modules()
-        for name, parameter in owner._parameters.items()
-        if parameter is not None and parameter.is_floating_point()
-    ]
-    copies: dict[int, nn.Parameter] = {}
+    copies = float32_copies(own_weights(network), trained=True)
+    insertion = WeightInsertion(network, copies)
     try:
-        for owner, name, parameter in places:
-            if id(parameter) not in copies:
-                copies[id(parameter)] = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
-            owner._parameters[name] = copies[id(parameter)]
         backbone.dtype = torch.float32
         trained = dict(network.named_parameters(remove_duplicate=False))
         tensors = {key: trained[path] for path, key in backbone.checkpoint_names().items() if path in trained}
-        yield FullNetwork(tensors, sum(copy.numel() for copy in copies.values()))
+        size = sum({id(copy): copy.numel() for copy in copies.values()}.values())
+        with backbone.holding(insertion):
+            yield FullNetwork(tensors, size)
     finally:
         backbone.dtype = dtype
-        for owner, name, parameter in places:
-            owner._parameters[name] = parameter
+        insertion.remove()

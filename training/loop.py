@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -18,6 +19,7 @@ from .conditioning import conditioned
 from .dataset import Batch
 from .ema import Averages
 from .lines import Line, Lines, Velocity
+from .memory import is_out_of_memory, smaller_memory
 from .objective import Objective
 from .parallel import Processes
 from .port import Backbone, TrainingDataset
@@ -26,7 +28,8 @@ from .signals import delayed
 from .state import State, restore
 from .transport import transported
 
-_MAX_OVERFLOWS = 20
+_LOG = logging.getLogger(__name__)
+_MAX_OVERFLOWS, _NAMED = 20, 4
 
 
 class NonFiniteError(ValueError):
@@ -123,9 +126,10 @@ class Loop:
         )
         self._lines = Lines(self.objective, settings.steps)
         self._teacher_cfg = settings.objective.reflow.teacher_cfg
-        self._cast = _autocast_dtype(self._options.precision, backbone.device)
+        self._cast = autocast_dtype(self._options.precision, backbone.device)
         self._scaler = _scaler(backbone.device, self._cast)
         self._averages = Averages(self._parameters, self._options.ema)
+        self._accumulation = self._options.accumulation
         self._order = draws.Order(dataset.buckets, settings.batch_size, settings.seed)
         self._pending: _Reading | None = None
         self._overflows = 0
@@ -137,19 +141,30 @@ class Loop:
         """Steps made and read."""
         return len(self.losses)
 
-    def run(self, report: Report, due: Callable[[int], bool], pause: Callable[[], object]) -> None:
+    def run(
+        self,
+        report: Report,
+        due: Callable[[int], bool],
+        pause: Callable[[], object],
+        say: Callable[[str], object] = _LOG.warning,
+    ) -> None:
         """All steps that are left.
 
         Args:
             report: told of every step, one step late unless a pause follows it; may raise to interrupt.
             due: whether to pause after this many steps.
             pause: called with every step up to there made and read; ends the run there if it returns True.
+            say: told in words of what changes on the way: smaller network calls after memory ran out.
 
         Raises:
             NonFiniteError: a loss or gradient is NaN or infinite; it names the step, whose update was not made.
+            ValueError: something that is trained gets no gradient, or memory ran out with one item in a call.
         """
-        for step in range(self.step, self._settings.steps):
-            loss = self._gradient(step)
+        first = self.step
+        for step in range(first, self._settings.steps):
+            loss = self._gradient(step, say)
+            if step == first:
+                self._require_gradients()
             self._settle(report)
             with delayed():
                 self.intact = False
@@ -188,7 +203,7 @@ class Loop:
     def micro_batch(self, indices: list[int], step: int, micro: int = 0) -> MicroBatch:
         """This process's part of a micro-batch of a step."""
         size, seed = len(indices), self._settings.seed
-        part = self._processes.part(size, micro, self._options.accumulation)
+        part = self._processes.part(size, micro, self._accumulation)
         flips = draws.flips(size, seed, step)
         dropped = draws.dropouts(size, self._settings.objective.caption_dropout, seed, step)
         batch = self._dataset.batch(indices[part], flips[part], dropped[part])
@@ -244,13 +259,57 @@ class Loop:
     def _velocity(self, conditioning: Mapping[str, Tensor]) -> Velocity:
         return lambda x, t: self.objective.velocity(self._backbone, x, t, conditioning)
 
-    def _gradient(self, step: int) -> Tensor:
+    def _gradient(self, step: int, say: Callable[[str], object]) -> Tensor:
+        """The gradient of a step, in smaller network calls as long as memory runs out; the step's loss ()."""
+        while True:
+            try:
+                self._backbone.ready()
+                return self._accumulated(step)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failure = str(error).splitlines()[0]
+            # Only here the tensors that the error's traceback held are free.
+            say(self._smaller_calls(step, failure))
+
+    def _smaller_calls(self, step: int, failure: str) -> str:
+        """Splits the same batch into at least twice as many network calls; what was done, in words.
+
+        Raises:
+            ValueError: it cannot be split further.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        self._backbone.free_memory()
+        size, parts, device = self._settings.batch_size, self._processes.count, self._backbone.device
+        before = size // (self._accumulation * parts)
+        ran_out = f"memory ran out on {device} in step {step + 1} with {before} item(s) in a network call"
+        smaller = [count for count in range(1, before // 2 + 1) if size // parts % count == 0]
+        if self._settings.objective.transports or parts > 1:
+            smaller = []  # the pairing is made within a call; several processes would have to agree
+        if not smaller:
+            raise ValueError(f"{ran_out} ({failure}): {smaller_memory(self._settings)}")
+        self._accumulation = size // (smaller[-1] * parts)
+        return f"{ran_out}; goes on with {smaller[-1]} in each of {self._accumulation} calls, which is the same batch"
+
+    def _require_gradients(self) -> None:
+        """Raises ValueError where a trained layer has no gradient after the first step: it would never change."""
+        names = self._adapters.without_gradient()
+        if names:
+            raise ValueError(
+                f"{len(names)} of the trained layers get no gradient and would never change: {_listed(names)}; something"
+                " between them and the loss has no backward pass: an attention kernel that a start option or a node has"
+                " switched on (SageAttention, FlashAttention), or a patch on the model; switch that off while training"
+            )
+
+    def _accumulated(self, step: int) -> Tensor:
         """Forward and backward of a step, averaged over micro-batches and processes; its loss ()."""
         self._optimizer.zero_grad(set_to_none=True)
-        count, total = self._options.accumulation, torch.zeros((), device=self._backbone.device)
+        count, total = self._accumulation, torch.zeros((), device=self._backbone.device)
         indices = self._order.batch(step)
         for micro in range(count):
             loss = self.loss(self.micro_batch(indices, step, micro)) / count
+            if not loss.requires_grad:
+                self._require_gradients()
             self._scaler.scale(loss).backward()
             total += loss.detach()
         if self._processes.count > 1:
@@ -330,11 +389,23 @@ class _Reading:
         return self._values.tolist()
 
 
-def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What matrix products are cast to, or None."""
+def _listed(names: list[str]) -> str:
+    """The first few of many names."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What matrix products are cast to; None computes in float32, whatever the checkpoint is stored in.
+
+    "auto" is bf16 on CUDA, ROCm and XPU, fp16 on NVIDIA cards before Ampere, and float32 elsewhere (CPU, MPS,
+    DirectML): fp16 without a loss scale loses small gradients.
+    """
     if precision == "auto" and device.type == "cuda":
         has_bf16 = torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
         return torch.bfloat16 if has_bf16 else torch.float16
+    if precision == "auto" and device.type == "xpu":
+        return torch.bfloat16
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 

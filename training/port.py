@@ -16,6 +16,7 @@ from ..alignment import NoiseSchedule
 
 if TYPE_CHECKING:
     from .dataset import Batch
+    from .insertion import Insertion
 
 
 class TextBackbone(Protocol):
@@ -46,8 +47,8 @@ class Backbone(Protocol):
         family: "SD1", "SD2" or "SDXL".
         prediction: what the network predicts, "eps" or "v".
         schedule: its noise schedule.
-        device, dtype: where it runs and the dtype that its inputs are cast to; preset full sets it to float32 while
-            it trains.
+        device, dtype: where it runs and the dtype that it computes in, which its inputs are cast to; float32 while it
+            is trained in full or with precision fp32. Never asked of a parameter: trained ones are float32 always.
         base_name, base_hash: name and content hash of the checkpoint it came from ("" where unknown).
         base_path: file of that checkpoint, None where unknown.
         text: its text encoders, None where training was entered without a CLIP.
@@ -91,6 +92,19 @@ class Backbone(Protocol):
 
         SD1 and SD2: diffusers' names ("down_blocks.0.attentions.0.proj_in"); SDXL: SGM's ("input_blocks.4.1.proj_in").
         """
+
+    def holding(self, insertion: Insertion) -> AbstractContextManager[None]:
+        """Keeps an insertion in its network while the context lasts, whatever the host does with the network.
+
+        Whenever the host moves, merges or restores the weights, the insertion is taken out first and put back after.
+        """
+
+    def ready(self) -> None:
+        """Makes sure, before a call, that the networks are on their device as training needs them, whatever has been
+        done with them since the call before; nothing is done where they are."""
+
+    def free_memory(self) -> None:
+        """Gives back to the device what nobody uses, after memory ran out."""
 
     def sampled(self) -> AbstractContextManager[Any]:
         """A MODEL of the host that samples through `module` as it is now; training goes on when the context ends."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..samplers import SOLVERS, integrate
 from ..samplers.parameterization import FlowParameterization
-from .memory import free_memory
+from .memory import free_memory, is_out_of_memory, release
 from .port import Backbone
 
 _LOG = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class Teacher:
         Raises:
             NonFiniteStateError: the latents became NaN or infinite.
         """
+        self._backbone.ready()
         device = self._backbone.device
         x_noise = x_noise.to(device)
         pooled = None if pooled is None else pooled.to(device)
@@ -145,15 +146,16 @@ class BatchSize:
             What `batch` returned.
 
         Raises:
-            torch.cuda.OutOfMemoryError: not even one item fits.
+            RuntimeError: memory runs out with a single item (`memory.is_out_of_memory`).
         """
         while True:
-            before = self._watched()
+            before, made = self._watched(), None
             try:
                 made = batch(self.now)
-            except torch.cuda.OutOfMemoryError:
-                if self.now == 1:
+            except RuntimeError as error:
+                if self.now == 1 or not is_out_of_memory(error):
                     raise
+            if made is None:  # only here: the error's traceback held the batch's tensors
                 self._shrink()
                 continue
             if self._grows and made == self.now:
@@ -161,6 +163,7 @@ class BatchSize:
             return made
 
     def _shrink(self) -> None:
+        release(self._device)
         self.now, self._grows = self.now // 2, False
         _LOG.info("The batch does not fit into memory; goes on with %d at a time", self.now)
 

@@ -13,15 +13,29 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.patcher_extension import PatcherInjection
 from torch import Tensor, nn
 
 from ...files import sha256_of
 from ...training.conditioning import beside_image
+from ...training.insertion import Insertion
 from ...training.memory import give_back
+from ..port import HostError
 from . import loading, models, sampling
 from .text_training import ComfyText
 
 _PREFIX = "model.diffusion_model."
+_EVERYTHING = 1e20
+"""Bytes: ComfyUI unloads what else is on the device, as for its own training."""
+
+
+def _attention(default: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """PyTorch's attention in place of ComfyUI's choice: it has a backward, and can be traced; SageAttention has not."""
+    return attention_pytorch(*args, **kwargs)
+
+
+_DIFFERENTIABLE = {"optimized_attention_override": _attention}
 
 
 class ComfyBackbone:
@@ -30,10 +44,11 @@ class ComfyBackbone:
     def __init__(self, patcher: Any, text: ComfyText | None = None) -> None:
         facts = models.facts(patcher)
         self._patcher, self._base = patcher, patcher.model
+        self._residents = [Resident(each) for each in (patcher, text and text.patcher) if each is not None]
         self.module: nn.Module = patcher.model.diffusion_model
         self.family, self.prediction, self.schedule = facts.family, facts.prediction, facts.schedule
         self.device = patcher.load_device
-        self.dtype = self._base.manual_cast_dtype or self._base.get_dtype()
+        self.dtype = self._native = self._base.manual_cast_dtype or self._base.get_dtype()
         self.base_name = patcher.attachments.get(loading.BASE, "")
         path = folder_paths.get_full_path("checkpoints", self.base_name) if self.base_name else None
         self.base_path = Path(path) if path else None
@@ -43,7 +58,7 @@ class ComfyBackbone:
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         inputs = {name: value.to(self.device, self.dtype) for name, value in conditioning.items()}
         x = beside_image(x_diff.to(self.dtype), inputs.pop("image", None))
-        return self.module(x, tau.float(), transformer_options={}, **inputs)
+        return self.module(x, tau.float(), transformer_options=dict(_DIFFERENTIABLE), **inputs)
 
     def conditioning(self, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
         if self._base.adm_channels == 0:
@@ -75,31 +90,126 @@ class ComfyBackbone:
         return {name: diffusers[name] for name in own if name in diffusers}
 
     @contextmanager
+    def holding(self, insertion: Insertion) -> Iterator[None]:
+        """ComfyUI's own injections: it takes them out before it touches a weight, and puts them back when it is done."""
+        resident = next(each for each in self._residents if each.owns(insertion.network))
+        with resident.holding(insertion):
+            yield
+
+    def ready(self) -> None:
+        if not all(resident.is_ready for resident in self._residents):
+            self._load()
+
+    def _load(self) -> None:
+        load([resident.patcher for resident in self._residents])
+
+    def free_memory(self) -> None:
+        give_back()
+        comfy.model_management.soft_empty_cache()
+
+    @contextmanager
     def sampled(self) -> Iterator[Any]:
-        """The patcher itself: its network is the one in training. Sampling and decoding may move it away and back."""
+        """A clone of the patcher, with the network in training. Sampling and decoding may move that away and back."""
         was_training = self.module.training
         self.module.eval()
         try:
             with sampling.silent():
-                yield self._patcher
+                yield self._clone_for_sampling()
         finally:
             self.module.train(was_training)
-            patchers = [self._patcher] if self.text is None else [self._patcher, self.text.patcher]
-            comfy.model_management.load_models_gpu(patchers, force_full_load=True)
+            self._load()
+
+    def _clone_for_sampling(self) -> Any:
+        clone = self._patcher.clone()
+        if self.dtype != self._native:
+            clone.add_object_patch("manual_cast_dtype", self.dtype)  # what ComfyUI casts a network's inputs to
+        return clone
 
     def checkpoint_names(self) -> Mapping[str, str]:
         """The checkpoint's names are the module's own."""
         return {name: _PREFIX + name for name, _ in self.module.named_parameters(remove_duplicate=False)}
 
 
+class Resident:
+    """A ModelPatcher whose network training has taken over, and what training has put into that.
+
+    ComfyUI notes in each patcher whether injections are in place, though clones share one network: a clone that is gone
+    would leave them there for good. Here every clone answers for the network itself.
+
+    Args:
+        patcher: the clone that training made for itself.
+    """
+
+    def __init__(self, patcher: Any) -> None:
+        self.patcher = patcher
+        self._insertions: list[Insertion] = []
+        inserted = property(lambda _: any(each.inserted for each in self._insertions), lambda *_: None)
+        patcher.__class__ = type(type(patcher).__name__, (type(patcher),), {"is_injected": inserted})
+
+    def owns(self, network: nn.Module) -> bool:
+        """Whether a network is in this patcher's model."""
+        return any(module is network for module in self.patcher.model.modules())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all weights are on the device, and all insertions in them."""
+        model = self.patcher.model
+        loaded = model.model_loaded_weight_memory > 0 and not model.model_lowvram
+        return loaded and all(each.inserted for each in self._insertions)
+
+    @contextmanager
+    def holding(self, insertion: Insertion) -> Iterator[None]:
+        """The insertion belongs to the patcher and to clones of it that are made meanwhile, and to nobody afterwards."""
+        key = f"diff2flow.{id(insertion)}"
+        held = _Held(insertion)
+        self._insertions.append(held)
+        self.patcher.set_injections(key, [PatcherInjection(inject=held.put_in, eject=held.take_out)])
+        try:
+            yield
+        finally:
+            held.end()
+            self.patcher.remove_injections(key)
+            self._insertions.remove(held)
+
+
+class _Held:
+    """An insertion that can be put in place only while training holds it: clones may outlive the training."""
+
+    def __init__(self, insertion: Insertion) -> None:
+        self._insertion, self._ended = insertion, False
+
+    @property
+    def inserted(self) -> bool:
+        return self._insertion.inserted
+
+    def put_in(self, patcher: Any) -> None:
+        """ComfyUI's injection."""
+        if not self._ended:
+            self._insertion.insert()
+
+    def take_out(self, patcher: Any) -> None:
+        """ComfyUI's ejection."""
+        self._insertion.remove()
+
+    def end(self) -> None:
+        self._ended = True
+        self._insertion.remove()
+
+
+def load(patchers: list[Any]) -> None:
+    """Loads models whole, with normal weights; all other models leave the device, however many fit beside them."""
+    comfy.model_management.load_models_gpu(patchers, memory_required=_EVERYTHING, force_full_load=True)
+    for patcher in patchers:
+        _leave_inference_mode(patcher.model)
+
+
 @contextmanager
 def training(model: Any, clip: Any = None) -> Iterator[ComfyBackbone]:
     """Loads model and clip whole, with normal (not inference) weights, frozen, and gradients on; undone at the end."""
     with torch.inference_mode(False), torch.enable_grad(), _in_training():
-        patcher = _plain_clone(model)
-        text = None if clip is None else ComfyText(clip, _plain_clone(clip.patcher))
-        patchers = [patcher] if text is None else [patcher, text.patcher]
-        comfy.model_management.load_models_gpu(patchers, force_full_load=True)
+        patcher = _plain_clone(model, "model")
+        text = None if clip is None else ComfyText(clip, _plain_clone(clip.patcher, "clip"))
+        load([patcher] if text is None else [patcher, text.patcher])
         try:
             with ExitStack() as stack:
                 stack.enter_context(_frozen(patcher.model.diffusion_model))
@@ -114,8 +224,7 @@ def training(model: Any, clip: Any = None) -> Iterator[ComfyBackbone]:
 
 @contextmanager
 def _frozen(network: nn.Module) -> Iterator[None]:
-    """The network with normal weights that require no gradient; mode and requirements as before at the end."""
-    _leave_inference_mode(network)
+    """The network without weights that require a gradient; mode and requirements as before at the end."""
     required = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     was_training = network.training
     try:
@@ -127,12 +236,23 @@ def _frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(before)
 
 
-def _plain_clone(model: Any) -> Any:
-    """A clone whose weights stay in memory, where the version streams them (dynamic VRAM)."""
+def _plain_clone(model: Any, socket: str) -> Any:
+    """A clone whose weights stay in memory, where the version streams them (dynamic VRAM).
+
+    Raises:
+        HostError: it cannot be had, as whoever loaded the model did not say from which file.
+    """
     streamed = getattr(model, "is_dynamic", lambda: False)()
-    if streamed and "disable_dynamic" in inspect.signature(model.clone).parameters:
+    if not streamed or "disable_dynamic" not in inspect.signature(model.clone).parameters:
+        return model.clone()
+    try:
         return model.clone(disable_dynamic=True)
-    return model.clone()
+    except RuntimeError as error:
+        raise HostError(
+            f"{socket}: its weights are streamed (dynamic VRAM), and the node that loaded it does not tell from which"
+            " file, so that it cannot be loaded for training; load it by Load Checkpoint or Diff2Flow Checkpoint Loader,"
+            " or start ComfyUI with --disable-dynamic-vram"
+        ) from error
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ...training.conditioning import beside_image
+from ...training.insertion import Insertion
+from ...training.memory import release
 from . import sdxl
 from .model import Model, run_unet
 from .text import TextEncoder
@@ -21,8 +23,8 @@ from .weights import Weights
 class HeadlessBackbone:
     """The port's Backbone (`training.port`) around a twin of the UNet with the model's patches merged in.
 
-    Inputs are cast to the weights' dtype; adapters in float32 beside half-precision weights cast for themselves
-    (unmeasured here: there was no GPU).
+    Inputs are cast to `dtype`, in which the network computes; adapters in float32 beside half-precision weights cast
+    for themselves.
     """
 
     def __init__(self, model: Model, clip: TextEncoder | None = None) -> None:
@@ -61,12 +63,26 @@ class HeadlessBackbone:
         return {module: ldm if self.family == "SDXL" else module for ldm, module in to_module.items()}
 
     @contextmanager
+    def holding(self, insertion: Insertion) -> Iterator[None]:
+        """Nobody but the training handles these networks."""
+        try:
+            yield
+        finally:
+            insertion.remove()
+
+    def ready(self) -> None:
+        """They always are."""
+
+    def free_memory(self) -> None:
+        release(self.device)
+
+    @contextmanager
     def sampled(self) -> Iterator[Model]:
         """A model whose network is the one in training."""
         was_training = self.module.training
         self.module.eval()
         try:
-            yield Model(replace(self._base, weights=Weights(self.module)))
+            yield Model(replace(self._base, weights=Weights(self.module), dtype=self.dtype))
         finally:
             self.module.train(was_training)
 

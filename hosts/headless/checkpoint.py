@@ -44,14 +44,16 @@ def load_checkpoint(
         raise HostError(f"'{name}' is {family_of_keys(state)}: headless runs {RUNS} in a single file")
     layout = UnetLayout(unet, name)
     _refuse_other_noise(state, name)
+    module = _build_unet(unet, layout, name, device)
     base = Base(
-        weights=Weights(_build_unet(unet, layout, name, device)),
+        weights=Weights(module),
         layout=layout,
         prediction=_prediction(unet, state, layout),
         schedule=_schedule(state, layout),
         path=path,
         name=name,
         device=device,
+        dtype=module.conv_in.weight.dtype,
     )
     clip = read_text_encoder(state, layout.family, name, device)
     if clip is not None and context_width(clip) != layout.context_width:

@@ -27,7 +27,11 @@ _ALIASES = {"add_embedding": "class_embedding"}
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A loaded UNet, shared by all clones of its MODEL."""
+    """A loaded UNet, shared by all clones of its MODEL.
+
+    Args:
+        dtype: that the UNet computes in; no parameter is asked for it: the first may be a trained one, in float32.
+    """
 
     weights: Weights
     layout: UnetLayout
@@ -36,11 +40,7 @@ class Base:
     path: Path
     name: str
     device: torch.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the UNet's weights."""
-        return next(self.weights.module.parameters()).dtype
+    dtype: torch.dtype
 
     @property
     def latent_scale(self) -> float:
