@@ -1,0 +1,103 @@
+"""The picture prior: its data, its training, its pictures and its checkpoint.
+
+    python -m diff2flow_nodes.bench.picture_prior data
+    python -m diff2flow_nodes.bench.picture_prior autoencoder
+    python -m diff2flow_nodes.bench.picture_prior train --hours 2
+    python -m diff2flow_nodes.bench.picture_prior sample grid.png
+    python -m diff2flow_nodes.bench.picture_prior write models/checkpoints/picture_prior.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+WORK = Path(".cache/picture_prior")
+_NAME = "python -m diff2flow_nodes.bench.picture_prior"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    _COMMANDS[options.command](options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=_NAME, description=__doc__, formatter_class=form)
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of everything that is large (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="that compute (%(default)s)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("data", help="fetch and draw the pictures")
+    commands.add_parser("autoencoder", help="train the autoencoder")
+    reconstructions = commands.add_parser("reconstructions", help="pictures beside what the autoencoder makes of them")
+    reconstructions.add_argument("png", type=Path)
+    train = commands.add_parser("train", help="train the network, or go on")
+    train.add_argument("--hours", type=float, default=2.0, help="from now (%(default)s)")
+    sample = commands.add_parser("sample", help="a grid of prompts and consecutive seeds")
+    sample.add_argument("png", type=Path)
+    sample.add_argument("--prompt", action="append", help="a row; several: given several times")
+    sample.add_argument("--steps", type=int, default=25, help="of Euler (%(default)s)")
+    sample.add_argument("--cfg", type=float, default=3.0, help="guidance (%(default)s)")
+    sample.add_argument("--seed", type=int, default=0, help="of the first of eight columns (%(default)s)")
+    sample.add_argument("--scale", type=int, default=2, help="screen pixels for one (%(default)s)")
+    write = commands.add_parser("write", help="the checkpoint in Stable Diffusion's layout")
+    write.add_argument("checkpoint", type=Path)
+    return parser
+
+
+def _data(options: argparse.Namespace) -> None:
+    from .data import build
+
+    build(options.work)
+
+
+def _autoencoder(options: argparse.Namespace) -> None:
+    from .autoencoder import trained
+
+    trained(options.work)
+
+
+def _reconstructions(options: argparse.Namespace) -> None:
+    from . import autoencoder, data, grids
+
+    grids.save(autoencoder.comparison(data.load(options.work), options.work), options.png, scale=2)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .training import train
+
+    train(options.work, options.hours, f"{_NAME} train --hours {options.hours:g}")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from . import grids, sampling, stored
+
+    prior = stored.read(stored.newest(options.work))
+    prompts = options.prompt or sampling.PROMPTS
+    grid = sampling.grid(prior, prompts, options.seed, 8, options.steps, options.cfg)
+    grids.save(grid, options.png, options.scale)
+
+
+def _write(options: argparse.Namespace) -> None:
+    from . import checkpoint, stored
+
+    checkpoint.write(stored.read(stored.newest(options.work)), options.checkpoint)
+
+
+_COMMANDS = {
+    "data": _data,
+    "autoencoder": _autoencoder,
+    "reconstructions": _reconstructions,
+    "train": _train,
+    "sample": _sample,
+    "write": _write,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Trains the network for as long as there is time, and goes on later: on the same machine exactly, elsewhere from the
+stored weights with a short warm-up.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import tiny_unet
+from ..short_training import Plan, ShortTraining
+from . import autoencoder, captions, data, latents, stored, words
+from .captions import Captions
+from .latents import Latents
+from .network import Network, millions
+from .stored import Prior
+
+log = logging.getLogger(__name__)
+_EMPTY = 0.1
+_FOREVER = 10**9
+_SAVED_EVERY = 300.0
+_LOGGED_EVERY = 50
+
+
+@dataclass(frozen=True)
+class OpenPlan(Plan):
+    """A plan without an end: the rate stays for `hold` steps and then falls with one over the root of the step.
+
+    Args:
+        hold: steps of the full rate.
+        began: step at which the optimizer's moments began; the rate rises from there.
+        batch: pictures a step.
+    """
+
+    hold: int = 4000
+    began: int = 0
+    batch: int = 32
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step, 0 being the first."""
+        rise = min(1.0, (step - self.began + 1) / max(self.warm_up, 1))
+        return self.rate * rise * min(1.0, (self.hold / max(step, 1)) ** 0.5)
+
+
+PLAN = OpenPlan(steps=_FOREVER, rate=1e-3, warm_up=200, average=0.9995, save_every=float("inf"))
+
+
+class Stopped(Exception):
+    """The process was asked to end."""
+
+
+class Task:
+    """The loss of one step.
+
+    Args:
+        network: that is trained.
+        pictures: what is learned from.
+        z: their latents.
+        batch: pictures a step.
+    """
+
+    def __init__(self, network: Network, pictures: data.Pictures, z: Latents, batch: int) -> None:
+        self._network, self._latents, self._batch = network, z, batch
+        self._count, self._captions = len(pictures.about), Captions(pictures.about)
+        self._mirrored = torch.tensor([picture.mirrored for picture in pictures.about])
+        self.stopping = False
+
+    def loss(self, random: torch.Generator) -> Tensor:
+        """Of a batch that is drawn with the generator.
+
+        Raises:
+            Stopped: the process was asked to end.
+        """
+        if self.stopping:
+            raise Stopped
+        place = torch.randint(0, self._count, (self._batch,), generator=random)
+        variant = torch.randint(0, len(self._latents.z), (self._batch,), generator=random)
+        empty = torch.rand(self._batch, generator=random) < _EMPTY
+        texts = ["" if none else self._captions.drawn(int(i), random) for i, none in zip(place, empty, strict=True)]
+        context = self._network.words(captions.padded(texts, words.LENGTH))
+        return tiny_unet.denoising_loss(self._network, self._latents.x_data(variant, place), context, random)
+
+
+class LongTraining(ShortTraining):
+    """A training that goes step by step and can begin at stored weights."""
+
+    def one(self, loss: Callable[[torch.Generator], Tensor]) -> float:
+        """One step; returns its loss."""
+        return self._one(loss)
+
+    def averaged_copy(self) -> Network:
+        """The network with the averaged weights; training goes on."""
+        network = copy.deepcopy(self.module).requires_grad_(False)
+        with torch.no_grad():
+            for parameter, average in zip(network.parameters(), self._averages, strict=True):
+                parameter.copy_(average)
+        return network  # type: ignore[return-value]
+
+
+def train(work: Path, hours: float, command: str, plan: OpenPlan = PLAN) -> Path:
+    """Trains up to a time, or until the process is asked to end; returns the stored prior's path.
+
+    Args:
+        work: folder of the pictures, the latents and the states; prior.safetensors is written there.
+        hours: from now.
+        command: that started it, for the provenance.
+    """
+    pictures = data.load(work).chosen(lambda picture: not picture.held_out)
+    module = autoencoder.read(work)
+    z = latents.cached(pictures, work)
+    training, seconds = begun(pictures, work, plan)
+    task = Task(training.module, pictures, z, plan.batch)  # type: ignore[arg-type]
+    for request in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(request, lambda *_: setattr(task, "stopping", True))
+    count = len(pictures.about)
+    log.info("%.2f million parameters, %d pictures, step %d", millions(training.module), count, training.step)
+    _Session(training, task, work, command, seconds).run(3600.0 * hours, Prior(training.module, module, z.mean, z.std, {}))
+    return stored.path_in(work)
+
+
+def begun(pictures: data.Pictures, work: Path, plan: OpenPlan) -> tuple[LongTraining, float]:
+    """The training as it was last saved, and the seconds that it has had; from the stored weights, or from nothing.
+
+    Args:
+        pictures: whose captions are learned, where nothing is stored yet.
+    """
+    state, before = work / "training.safetensors", _stored(work)
+    network = Network(Captions(pictures.about).tokens()) if before is None else before.network
+    step = 0 if before is None else int(before.provenance["step"])
+    if not state.is_file():
+        plan = replace(plan, began=step)
+    training = LongTraining(network, plan, state, f"1 {plan.batch}", "network")
+    training.step = max(training.step, step)
+    return training, 0.0 if before is None else float(before.provenance["seconds"])
+
+
+def _stored(work: Path) -> Prior | None:
+    try:
+        return stored.read(stored.newest(work))
+    except RuntimeError:
+        return None
+
+
+class _Session:
+    """One process's share of the training.
+
+    Args:
+        training: as it was begun.
+        task: what is learned.
+        work: folder of the states.
+        command: that started it.
+        before: seconds of training before this.
+    """
+
+    def __init__(self, training: LongTraining, task: Task, work: Path, command: str, before: float) -> None:
+        self._training, self._task, self._work, self._command, self._before = training, task, work, command, before
+        self._plan: OpenPlan = training.plan  # type: ignore[assignment]
+        self._losses: list[float] = []
+
+    def run(self, seconds: float, prior: Prior) -> None:
+        """Trains for that long.
+
+        Args:
+            prior: whose autoencoder and moments are stored with the network.
+        """
+        start = saved = logged = time.monotonic()
+        try:
+            while time.monotonic() - start < seconds:
+                self._losses.append(self._training.one(self._task.loss))
+                if self._training.step % _LOGGED_EVERY == 0:
+                    logged = self._report(logged)
+                if time.monotonic() - saved > _SAVED_EVERY:
+                    self._save(time.monotonic() - start, prior)
+                    saved = time.monotonic()
+        except Stopped:
+            log.info("asked to end")
+        self._save(time.monotonic() - start, prior)
+
+    def _report(self, logged: float) -> float:
+        now, step = time.monotonic(), self._training.step
+        speed, loss = len(self._losses) * self._plan.batch / (now - logged), sum(self._losses) / len(self._losses)
+        log.info("step %d, loss %.4f, %.1f pictures/s, rate %.2e", step, loss, speed, self._plan.rate_at(step))
+        self._losses.clear()
+        return now
+
+    def _save(self, seconds: float, prior: Prior) -> None:
+        self._training.save()
+        about = {
+            "step": self._training.step,
+            "pictures": self._training.step * self._plan.batch,
+            "seconds": round(self._before + seconds),
+            "machine": "CPU, 1 thread",
+            "command": self._command,
+            "commit": _commit(),
+            "packages": data.versions(),
+            "plan": {key: value for key, value in asdict(self._plan).items() if key not in ("steps", "save_every")},
+        }
+        path = stored.path_in(self._work)
+        stored.write(path, replace(prior, network=self._training.averaged_copy(), provenance=about))
+        log.info("saved at step %d: %.2f MB", self._training.step, path.stat().st_size / 1e6)
+
+
+def _commit() -> str:
+    """The repository's commit, or "" outside git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
