@@ -46,6 +46,10 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--cfg", type=float, default=3.0, help="guidance (%(default)s)")
     sample.add_argument("--seed", type=int, default=0, help="of the first of eight columns (%(default)s)")
     sample.add_argument("--scale", type=int, default=2, help="screen pixels for one (%(default)s)")
+    judge = commands.add_parser("judge", help="a table of what a classifier reads, and of Fréchet distances")
+    judge.add_argument("--count", type=int, default=500, help="prompts (%(default)s)")
+    judge.add_argument("--steps", type=int, nargs="+", default=[25, 4, 2], help="of Euler (%(default)s)")
+    judge.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.5], help="guidances (%(default)s)")
     write = commands.add_parser("write", help="the checkpoint in Stable Diffusion's layout")
     write.add_argument("checkpoint", type=Path)
     return parser
@@ -84,6 +88,17 @@ def _sample(options: argparse.Namespace) -> None:
     grids.save(grid, options.png, options.scale)
 
 
+def _judge(options: argparse.Namespace) -> None:
+    from . import data, judge, stored
+
+    pictures, prior = data.load(options.work), stored.read(stored.newest(options.work))
+    judging = judge.Judge(pictures, options.work, options.count)
+    shares = ", ".join(f"{100 * share:.1f} %" for share in judging.reference(pictures))
+    print(f"real held-out pictures: {shares}\n{judge.HEAD}")
+    for verdict in judging.verdicts(prior, options.steps, options.cfg):
+        print(verdict.line(), flush=True)
+
+
 def _write(options: argparse.Namespace) -> None:
     from . import checkpoint, stored
 
@@ -96,6 +111,7 @@ _COMMANDS = {
     "reconstructions": _reconstructions,
     "train": _train,
     "sample": _sample,
+    "judge": _judge,
     "write": _write,
 }
 

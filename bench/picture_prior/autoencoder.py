@@ -13,20 +13,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from .. import tiny_taesd
-from ..short_training import Plan, ShortTraining
+from ..short_training import Plan
 from ..widen import widened
 from .data import Pictures, load
 from .grids import rows
-from .moving import Motion, moved, recoloured
+from .long_training import LongTraining
+from .moving import Motion, cut, moved, recoloured
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
 WIDTH, WIDE = 32, 64
 """Channels that are trained, and TAESD's."""
-PLAN = Plan(steps=1500, rate=2e-3, warm_up=50, average=0.995, save_every=120.0)
-_BATCH = 12
-_MOTION = Motion(turn=15.0, smallest=0.75, largest=1.05, shift=0.06)
+PLAN = Plan(steps=2000, rate=2e-3, warm_up=50, average=0.995, save_every=120.0)
+_BATCH, _CUT = 12, 64
+_MOTION = Motion(turn=15.0, smallest=0.6, largest=1.1, shift=0.15)
 _RECOLOURED = 0.2
 _RESIDUAL, _NOISE, _MOMENTS = 0.1, 0.03, 0.02
 _SCALES = 3
@@ -83,14 +84,15 @@ def train(pictures: Pictures, work: Path, plan: Plan = PLAN) -> AutoencoderTiny:
 
     def loss(random: torch.Generator) -> Tensor:
         chosen = torch.randint(0, len(pixels), (_BATCH,), generator=random)
-        images = recoloured(moved(pixels[chosen], mirrored[chosen], _MOTION, random), _RECOLOURED, random)
+        images = cut(moved(pixels[chosen], mirrored[chosen], _MOTION, random), _CUT, random)
+        images = recoloured(images, _RECOLOURED, random)
         images = images.contiguous(memory_format=torch.channels_last) * 2.0 - 1.0
         z = module.encoder(images)
         made = module.decoder(z + _NOISE * torch.randn(z.shape, generator=random))
         spread, centre = torch.std_mean(z, dim=(0, 2, 3))
         return sharpness_loss(made, images) + _MOMENTS * (centre.square() + (spread - 1.0).square()).mean()
 
-    training = ShortTraining(module, plan, work / "autoencoder_training.safetensors", "1", "autoencoder")
+    training = LongTraining(module, plan, work / "autoencoder_training.safetensors", "1", "autoencoder")
     training.run(loss)
     return training.averaged()
 
@@ -125,7 +127,7 @@ def comparison(pictures: Pictures, work: Path, columns: int = 16, count: int = 4
         columns: pictures a row.
         count: of such pairs of rows.
     """
-    images = pictures.chosen(lambda picture: picture.held_out).halves(list(range(0, columns * count * 5, 5)))
+    images = pictures.chosen(lambda picture: picture.held_out).images(list(range(0, columns * count * 5, 5)))
     made = tiny_taesd.decode(read(work), tiny_taesd.encode(read(work), images))
     both = torch.stack([images.unflatten(0, (count, columns)), made.unflatten(0, (count, columns))], dim=1)
     return rows(both.flatten(0, 2), columns)

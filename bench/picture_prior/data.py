@@ -1,6 +1,6 @@
 """The pictures with their captions: emoji of three styles to learn, a tenth of the pairs held out, a fourth style unseen.
 
-One array of all pictures (128 x 128, so that they can be moved without losing sharpness) and what each shows.
+One array of all pictures and what each shows.
 """
 
 from __future__ import annotations
@@ -88,12 +88,9 @@ class Pictures:
         places = [i for i, picture in enumerate(self.about) if wanted(picture)]
         return Pictures(self.pixels[places], [self.about[i] for i in places])
 
-    def halves(self, places: Sequence[int] | None = None) -> Tensor:
-        """Pictures (B, 64, 64, 3) in [0, 1], averaged down; of some places or all."""
-        pixels = self.pixels if places is None else self.pixels[places]
-        count, height, width, channels = pixels.shape
-        blocks = torch.from_numpy(pixels).reshape(count, height // 2, 2, width // 2, 2, channels)
-        return blocks.float().mean(dim=(2, 4)) / 255.0
+    def images(self, places: Sequence[int] | None = None) -> Tensor:
+        """Pictures (B, 128, 128, 3) in [0, 1], of some places or all."""
+        return torch.from_numpy(self.pixels if places is None else self.pixels[places]).float() / 255.0
 
 
 def held_out(hexcode: str, style: str, styles: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from . import packages
 
 SIZE = 128
-"""Pixels of a drawing's side; the pictures of the prior are averaged down from it."""
+"""Pixels of a drawing's side."""
 _PRESENTATION = "fe0f"
 _SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {w} {h}">'

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
 log = logging.getLogger(__name__)
-VARIANTS = 8
+VARIANTS = 4
 MOTION = Motion(turn=12.0, smallest=0.8, largest=1.0, shift=0.05)
 _BATCH = 32
 
@@ -29,7 +29,7 @@ class Latents:
     """Latents of pictures.
 
     Args:
-        z: (variants, N, 4, 8, 8) float16; variant 0 is the picture itself.
+        z: (variants, N, 4, 16, 16) float16; variant 0 is the picture itself.
         mean, std: of the encoder's outputs over them all; x_data = (z - mean)/std.
     """
 
@@ -38,7 +38,7 @@ class Latents:
     std: float
 
     def x_data(self, variant: Tensor, place: Tensor) -> Tensor:
-        """(B, 4, 8, 8) of variants (B,) and places (B,)."""
+        """(B, 4, 16, 16) of variants (B,) and places (B,)."""
         return (self.z[variant, place].float() - self.mean) / self.std
 
 
@@ -53,6 +53,7 @@ def cached(pictures: Pictures, work: Path, variants: int = VARIANTS) -> Latents:
             if (file.metadata() or {}).get("key") == key:
                 return _latents(file.get_tensor("z"))
     module, random = autoencoder.read(work), torch.Generator().manual_seed(0)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     z = torch.stack([_encoded(module, pictures, variant, random) for variant in range(variants)])
     with written_whole(path) as temporary:
         save_file({"z": z}, str(temporary), metadata={"key": key})
@@ -74,6 +75,7 @@ def _encoded(module: AutoencoderTiny, pictures: Pictures, variant: int, random: 
             mirrored = torch.tensor([picture.mirrored for picture in pictures.about[start : start + _BATCH]])
             images = moved(pixels, mirrored, MOTION, random)
         else:
-            images = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1).float() / 255.0, 2)
-        parts.append(module.encoder(images * 2.0 - 1.0).half())
+            images = pixels.movedim(-1, 1).float() / 255.0
+        images = images.contiguous(memory_format=torch.channels_last)
+        parts.append(module.encoder(images * 2.0 - 1.0).contiguous().half())
     return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Pictures moved at random: turned, shrunk, shifted, mirrored, and coloured differently; sharp, as from 128 pixels."""
+"""Pictures moved at random: turned, shrunk, shifted, mirrored, cut, and coloured differently."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Motion:
 
 
 def moved(pixels: Tensor, mirrored: Tensor, motion: Motion, random: torch.Generator) -> Tensor:
-    """Pictures (B, 3, 64, 64) in [0, 1], each moved by its own turn, size and shift; white where nothing was.
+    """Pictures (B, 3, H, W) in [0, 1], each moved by its own turn, size and shift; white where nothing was.
 
     Args:
-        pixels: uint8 (B, 128, 128, 3).
+        pixels: uint8 (B, H, W, 3).
         mirrored: (B,), whether a picture may be mirrored.
     """
     count = len(pixels)
@@ -51,8 +51,14 @@ def moved(pixels: Tensor, mirrored: Tensor, motion: Motion, random: torch.Genera
     images = pixels.movedim(-1, 1).float() / 255.0
     grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
     # zeros outside the picture become white
-    drawn = 1.0 + functional.grid_sample(images - 1.0, grid, align_corners=False)
-    return functional.avg_pool2d(drawn, 2)
+    drawn = 1.0 + functional.grid_sample(images - 1.0, grid, mode="bicubic", align_corners=False)
+    return drawn.clamp(0.0, 1.0)
+
+
+def cut(images: Tensor, size: int, random: torch.Generator) -> Tensor:
+    """A square (B, C, size, size) of images (B, C, H, W), at the same place of all."""
+    top, left = (int(torch.randint(side - size + 1, (), generator=random)) for side in images.shape[2:])
+    return images[..., top : top + size, left : left + size]
 
 
 def recoloured(images: Tensor, share: float, random: torch.Generator) -> Tensor:

@@ -13,16 +13,19 @@ from ..widen import widened
 from . import words
 from .words import Words
 
-WIDTH, WIDE = 160, 320
+WIDTH, WIDE = 64, 320
 _ATTENDED_BY_TEXT = ("attn2.to_k.weight", "attn2.to_v.weight")
 _MASK_SCALE = 10000.0
 """What diffusers multiplies (1 - mask) with, and takes off the attention's logits."""
 
 
 def config(width: int, context: int) -> dict[str, Any]:
-    """Arguments of diffusers' UNet: one resolution, attention on the way down and in the middle."""
-    base = tiny_unet.unet_config(width=width)
-    return base | {"cross_attention_dim": context, "up_block_types": ("UpBlock2D",)}
+    """Arguments of diffusers' UNet: two resolutions, of which the second has attention."""
+    return tiny_unet.unet_config(levels=2, width=width) | {
+        "cross_attention_dim": context,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
 
 
 class Network(nn.Module):
@@ -47,7 +50,7 @@ class Network(nn.Module):
         Args:
             x: x_diff (B, 4, h, w).
             tau: timesteps, () or (B,).
-            context: (B, 24, 64) of `words`.
+            context: (B, 24, 128) of `words`.
         """
         mask = self._mask.expand(len(x), -1)
         x = x.contiguous(memory_format=torch.channels_last)

@@ -29,12 +29,12 @@ PROMPTS = (
     "twemoji style, house",
     "fluent style, sleeping face",
 )
-_BATCH = 64
+_BATCH, _SHAPE = 64, (4, 16, 16)
 
 
 @torch.no_grad()
 def drawn(prior: Prior, prompts: Sequence[str], seeds: Sequence[int], steps: int, cfg: float) -> Tensor:
-    """Pictures (B, 64, 64, 3) in [0, 1].
+    """Pictures (B, 128, 128, 3) in [0, 1].
 
     Args:
         prompts: B captions.
@@ -42,7 +42,7 @@ def drawn(prior: Prior, prompts: Sequence[str], seeds: Sequence[int], steps: int
     """
     context = prior.network.words(captions.padded(prompts, words.LENGTH))
     empty = prior.network.words(captions.padded([""], words.LENGTH))
-    noise = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    noise = torch.stack([torch.randn(*_SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     parts = [
         tiny_unet._sampled(prior.network, x_noise, part, empty, steps, cfg)  # type: ignore[arg-type]
         for x_noise, part in zip(noise.split(_BATCH), context.split(_BATCH), strict=True)
@@ -51,7 +51,7 @@ def drawn(prior: Prior, prompts: Sequence[str], seeds: Sequence[int], steps: int
 
 
 def grid(prior: Prior, prompts: Sequence[str], first: int, count: int, steps: int, cfg: float) -> Tensor:
-    """(rows · 64, count · 64, 3): a row for each prompt, a column for each of consecutive seeds.
+    """(rows · 128, count · 128, 3): a row for each prompt, a column for each of consecutive seeds.
 
     Args:
         first: seed of the first column.

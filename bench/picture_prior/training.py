@@ -4,12 +4,10 @@ stored weights with a short warm-up.
 
 from __future__ import annotations
 
-import copy
 import logging
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .. import tiny_unet
-from ..short_training import Plan, ShortTraining
+from ..short_training import Plan
 from . import autoencoder, captions, data, latents, stored, words
 from .captions import Captions
 from .latents import Latents
+from .long_training import LongTraining
 from .network import Network, millions
 from .stored import Prior
 
@@ -88,22 +87,6 @@ class Task:
         texts = ["" if none else self._captions.drawn(int(i), random) for i, none in zip(place, empty, strict=True)]
         context = self._network.words(captions.padded(texts, words.LENGTH))
         return tiny_unet.denoising_loss(self._network, self._latents.x_data(variant, place), context, random)
-
-
-class LongTraining(ShortTraining):
-    """A training that goes step by step and can begin at stored weights."""
-
-    def one(self, loss: Callable[[torch.Generator], Tensor]) -> float:
-        """One step; returns its loss."""
-        return self._one(loss)
-
-    def averaged_copy(self) -> Network:
-        """The network with the averaged weights; training goes on."""
-        network = copy.deepcopy(self.module).requires_grad_(False)
-        with torch.no_grad():
-            for parameter, average in zip(network.parameters(), self._averages, strict=True):
-                parameter.copy_(average)
-        return network  # type: ignore[return-value]
 
 
 def train(work: Path, hours: float, command: str, plan: OpenPlan = PLAN) -> Path:
@@ -204,8 +187,8 @@ class _Session:
             "packages": data.versions(),
             "plan": {key: value for key, value in asdict(self._plan).items() if key not in ("steps", "save_every")},
         }
-        path = stored.path_in(self._work)
-        stored.write(path, replace(prior, network=self._training.averaged_copy(), provenance=about))
+        path, network = stored.path_in(self._work), self._training.averaged_copy()
+        stored.write(path, replace(prior, network=network, provenance=about))  # type: ignore[arg-type]
         log.info("saved at step %d: %.2f MB", self._training.step, path.stat().st_size / 1e6)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...hosts.headless.tokens import END, START
 from .. import text_weights
 
-SIZE = 64
+SIZE = 128
 """Dimensions of a row as it is learned."""
 CLIP_SIZE = 768
 LENGTH = 24
@@ -46,7 +46,7 @@ class Words(nn.Module):
         self._places = {int(token): place for place, token in enumerate(ids)}
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Context (B, 24, 64) of token ids (B, 24).
+        """Context (B, 24, 128) of token ids (B, 24).
 
         Raises:
             KeyError: a token has no row.
@@ -68,7 +68,7 @@ def repeats() -> Tensor:
 
 
 def projection() -> Tensor:
-    """P, (64, 768): P Pᵀ = 768/64 · identity, and each row's mean is 0."""
+    """P, (128, 768): P Pᵀ = 768/128 · identity, and each row's mean is 0."""
     random = torch.Generator().manual_seed(_SEED)
     directions = torch.randn(CLIP_SIZE, SIZE, generator=random, dtype=torch.float64)
     basis, _ = torch.linalg.qr(directions - directions.mean(dim=0))
@@ -76,7 +76,7 @@ def projection() -> Tensor:
 
 
 def widened_reader(weight: Tensor) -> Tensor:
-    """The (outputs, 768) matrix that reads the wide context as an (outputs, 64) one reads the narrow context."""
+    """The (outputs, 768) matrix that reads the wide context as an (outputs, 128) one reads the narrow context."""
     return weight @ projection() * (SIZE / CLIP_SIZE)
 
 

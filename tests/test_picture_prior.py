@@ -1,0 +1,197 @@
+"""The picture prior: what is held out, what is stored, and that the checkpoint computes what was trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from diff2flow_nodes.bench import subjects, tiny_taesd  # noqa: E402
+from diff2flow_nodes.bench.picture_prior import (  # noqa: E402
+    autoencoder,
+    captions,
+    checkpoint,
+    data,
+    latents,
+    moving,
+    sampling,
+    stored,
+    training,
+    words,
+)
+from diff2flow_nodes.bench.picture_prior.network import Network  # noqa: E402
+from diff2flow_nodes.hosts.headless.autoencoder import read_autoencoder  # noqa: E402
+from diff2flow_nodes.hosts.headless.unet_layout import PREFIX, UnetLayout  # noqa: E402
+
+STYLES = tuple(data.STYLES)
+CODES = [f"{0x1F300 + i:x}" for i in range(900)]
+CPU = torch.device("cpu")
+
+
+def picture(place: int) -> data.Picture:
+    """One of three objects in three styles."""
+    name = ("red heart", "owl", "rocket")[place // 3]
+    return data.Picture(STYLES[place % 3], CODES[place // 3], name, ("love",), "symbols", place % 2 == 0, False)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> data.Pictures:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+    return data.Pictures(pixels, [picture(place) for place in range(9)])
+
+
+@pytest.fixture(scope="module")
+def prior(pictures: data.Pictures) -> stored.Prior:
+    """Not trained, but with text that matters and positions that differ."""
+    network = Network(captions.Captions(pictures.about).tokens())
+    with torch.no_grad():
+        network.words.positions.mul_(10.0)
+        for name, parameter in network.unet.named_parameters():
+            if "attn2.to_" in name:
+                parameter.mul_(3.0)
+    module = autoencoder.autoencoder(autoencoder.WIDTH)
+    return stored.Prior(network.requires_grad_(False).eval(), module, 0.1, 0.8, {"step": 7, "seconds": 60})
+
+
+@pytest.fixture(scope="module")
+def state(prior: stored.Prior) -> dict[str, torch.Tensor]:
+    return checkpoint.state(prior)
+
+
+def text_part(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefix = "cond_stage_model."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def test_a_tenth_is_held_out_always_the_same_and_never_all_of_an_object():
+    held = [[data.held_out(code, style, STYLES) for style in STYLES] for code in CODES]
+    assert held == [[data.held_out(code, style, STYLES) for style in STYLES] for code in CODES]
+    assert max(map(sum, held)) == 1
+    assert 0.08 < sum(map(sum, held)) / (3 * len(held)) < 0.12
+    assert [code for code, row in zip(CODES[:12], held, strict=False) if row[0]] == ["1f307", "1f30b"]
+    assert not any(data.held_out(code, "noto", ("noto",)) for code in CODES)
+
+
+def test_learned_and_held_out_pictures_are_all_there_are(pictures):
+    one, other = pictures.chosen(lambda p: p.held_out), pictures.chosen(lambda p: not p.held_out)
+    assert len(one.about) + len(other.about) == len(pictures.about)
+    assert not {(p.hexcode, p.style) for p in one.about} & {(p.hexcode, p.style) for p in other.about}
+
+
+def test_no_motion_leaves_pictures_as_they_are(pictures):
+    still = moving.Motion(turn=0.0, smallest=1.0 - 1e-6, largest=1.0, shift=0.0, mirror=0.0)
+    pixels = torch.from_numpy(pictures.pixels)
+    made = moving.moved(pixels, torch.ones(9, dtype=torch.bool), still, torch.Generator().manual_seed(0))
+    assert torch.allclose(made.movedim(1, -1), pictures.images(), atol=1e-3)
+    mirroring = moving.Motion(turn=0.0, smallest=1.0 - 1e-6, largest=1.0, shift=0.0, mirror=1.1)
+    mirrored = moving.moved(pixels, torch.ones(9, dtype=torch.bool), mirroring, torch.Generator().manual_seed(0))
+    assert torch.allclose(mirrored.movedim(1, -1), pictures.images().flip(2), atol=1e-3)
+
+
+def test_captions_are_drawn_in_all_wordings_and_have_rows(pictures):
+    drawing, random = captions.Captions(pictures.about), torch.Generator().manual_seed(0)
+    drawn = {drawing.drawn(0, random) for _ in range(100)}
+    assert {"noto style, red heart", "red heart", "noto style, love", "noto style, red heart, love"} == drawn
+    known = set(drawing.tokens())
+    assert all(set(captions.token_ids(text)) <= known for text in drawn)
+
+
+def test_the_autoencoder_is_as_wide_as_the_file_wants_and_computes_the_same(prior, state):
+    vae = read_autoencoder(state, "prior", CPU)
+    images = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    z = tiny_taesd.encode(prior.autoencoder, images)
+    latent = vae.encode(images)
+    assert torch.allclose(tiny_taesd.LATENT_SCALE * latent, (z - prior.mean) / prior.std, atol=1e-4)
+    assert torch.allclose(vae.decode(latent), tiny_taesd.decode(prior.autoencoder, z), atol=1e-4)
+
+
+def test_clip_computes_what_the_rows_say(prior, state):
+    encoder = subjects.text_encoder(text_part(state))
+    text = "fluent style, red heart, owl"
+    wide = encoder.encode(text)[0][0][0]
+    narrow = prior.network.words(captions.padded([text], words.LENGTH))[0]
+    assert torch.allclose(wide[: words.LENGTH], narrow @ words.projection(), atol=5e-3)
+    assert torch.allclose(wide[words.LENGTH :], wide[words.LENGTH - 1].expand(77 - words.LENGTH, -1), atol=1e-5)
+    assert words.repeats().sum() == 77
+
+
+def test_the_wide_network_computes_what_the_narrow_one_does(prior, state):
+    from diffusers import UNet2DConditionModel
+
+    weights = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    layout = UnetLayout(weights, "prior")
+    assert layout.family == "SD1" and weights["input_blocks.0.0.weight"].shape[0] == 320
+    with torch.device("meta"):
+        wide = UNet2DConditionModel(**layout.config)
+    named = {layout.to_diffusers(key): value.float() for key, value in weights.items()}
+    wide.load_state_dict(named, assign=True)
+    text = "noto style, rocket"
+    x, tau = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor(400)
+    with torch.no_grad():
+        expected = prior.network(x, tau, prior.network.words(captions.padded([text], words.LENGTH)))[0]
+        made = wide(x, tau, subjects.text_encoder(text_part(state)).encode(text)[0][0], return_dict=False)[0]
+    assert torch.allclose(made, expected, atol=5e-3 * float(expected.std()))
+
+
+def test_what_is_stored_comes_back_and_is_small(prior, tmp_path):
+    stored.write(tmp_path / "prior.safetensors", prior)
+    back = stored.read(tmp_path / "prior.safetensors")
+    assert (back.mean, back.std, back.provenance) == (prior.mean, prior.std, prior.provenance)
+    for one, other in zip(prior.network.parameters(), back.network.parameters(), strict=True):
+        assert torch.equal(one.half().float(), other)
+    tokens = captions.Captions([picture(0)]).tokens()
+    full = stored.Prior(Network(range(4000 + len(tokens))), prior.autoencoder, 0.0, 1.0, {})
+    stored.write(tmp_path / "full.safetensors", full)
+    assert (tmp_path / "full.safetensors").stat().st_size <= stored.LARGEST
+
+
+@pytest.mark.skipif(not stored.COMMITTED.is_file(), reason="no prior is stored yet")
+def test_the_stored_prior_draws_and_says_where_it_comes_from():
+    assert stored.COMMITTED.stat().st_size <= stored.LARGEST
+    prior = stored.read(stored.COMMITTED)
+    assert {"step", "pictures", "seconds", "command", "commit", "packages"} <= set(prior.provenance)
+    made = sampling.grid(prior, sampling.PROMPTS[:1], 0, 2, 2, 3.0)
+    assert made.shape == (128, 256, 3) and made.std() > 0.02
+
+
+def trained(pictures: data.Pictures, work, until: int) -> training.LongTraining:
+    """On latents of noise, up to a step, and saved."""
+    z = torch.randn(2, 9, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    running, _ = training.begun(pictures, work, training.OpenPlan(steps=10**9, rate=1e-3, warm_up=2, batch=4))
+    task = training.Task(running.module, pictures, latents.Latents(z, 0.0, 1.0), 4)
+    while running.step < until:
+        running.one(task.loss)
+    running.save()
+    return running
+
+
+def test_training_goes_on_as_if_it_had_not_stopped(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "COMMITTED", tmp_path / "none.safetensors")
+    for folder in ("whole", "halves"):
+        (tmp_path / folder).mkdir()
+    whole = trained(pictures, tmp_path / "whole", 4)
+    trained(pictures, tmp_path / "halves", 2)
+    halves = trained(pictures, tmp_path / "halves", 4)
+    assert all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), halves.module.parameters(), strict=True))
+    averages = zip(whole.averaged_copy().parameters(), halves.averaged_copy().parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in averages)
+
+
+def test_training_begins_at_what_is_stored(pictures, prior, tmp_path):
+    stored.write(stored.path_in(tmp_path), prior)
+    running, seconds = training.begun(pictures, tmp_path, training.PLAN)
+    assert (running.step, seconds) == (7, 60.0)
+    assert running.plan.rate_at(7) == pytest.approx(training.PLAN.rate / training.PLAN.warm_up)
+
+
+def test_a_request_to_end_is_heard_before_the_next_step(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "COMMITTED", tmp_path / "none.safetensors")
+    running, _ = training.begun(pictures, tmp_path, training.PLAN)
+    task = training.Task(running.module, pictures, latents.Latents(torch.zeros(1, 9, 4, 8, 8), 0.0, 1.0), 4)
+    task.stopping = True
+    with pytest.raises(training.Stopped):
+        running.one(task.loss)
+    assert running.step == 0
