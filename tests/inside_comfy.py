@@ -38,9 +38,10 @@ CONTEXT = {"SD15": 768, "SD20": 1024, "SDXL": 2048}
 
 
 def network(
-    family: str = "SD15", v: bool = False, in_channels: int = 4, seed: int = 0, stored: torch.dtype = torch.float32
+    family: str = "SD15", v: bool = False, in_channels: int = 4, seed: int = 0, stored: torch.dtype = torch.float32,
+    computed: torch.dtype = torch.float32,
 ) -> Any:
-    """ModelPatcher of a small UNet with random weights, kept in `stored` and computed in float32."""
+    """ModelPatcher of a small UNet with random weights, kept in `stored` and computed in `computed`."""
     config_class = getattr(comfy.supported_models, family)
     unet = {
         "image_size": 32, "in_channels": in_channels, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1],
@@ -53,7 +54,7 @@ def network(
         unet["num_classes"] = "sequential"
     config = config_class(unet)
     config.unet_config["num_head_channels"] = 8
-    config.set_inference_dtype(stored, None if stored == torch.float32 else torch.float32)
+    config.set_inference_dtype(stored, None if stored == computed else computed)
     kind = comfy.model_base.ModelType.V_PREDICTION if v else comfy.model_base.ModelType.EPS
     base = comfy.model_base.SDXL if family == "SDXL" else comfy.model_base.BaseModel
     torch.manual_seed(seed)
@@ -723,15 +724,14 @@ def check_loras_beside_depth() -> dict[str, Any]:
     return {"effect": difference(tuned, plain)}
 
 
-CHECKS = {name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")}
-
-
-def main() -> None:
+def main(found: dict[str, Any]) -> None:
+    """Runs the checks among some globals, or those that the command line names, and prints what became of each."""
+    checks = {name.removeprefix("check_"): check for name, check in found.items() if name.startswith("check_")}
     results = {}
-    for name in arguments or CHECKS:
+    for name in arguments or checks:
         with torch.inference_mode():
             try:
-                results[name] = {"ok": True, "found": CHECKS[name]()}
+                results[name] = {"ok": True, "found": checks[name]()}
             except Exception as error:  # reported to the test that started us
                 results[name] = {"ok": False, "found": f"{type(error).__name__}: {error}"}
                 if os.environ.get("DIFF2FLOW_TRACE"):
@@ -740,4 +740,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(dict(globals()))

@@ -1,4 +1,4 @@
-"""The sampling nodes inside ComfyUI's own process; needs COMFYUI_DIR."""
+"""Sampling and training inside ComfyUI's own process; needs COMFYUI_DIR."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 from comfy_server import comfy_dir, comfy_python
 
-SCRIPT = Path(__file__).with_name("inside_comfy.py")
-CHECKS = re.findall(r"^def check_(\w+)\(", SCRIPT.read_text(), re.MULTILINE)
+SCRIPTS = [Path(__file__).with_name(name) for name in ("inside_comfy.py", "inside_comfy_training.py")]
+CHECKS = [
+    (script, check)
+    for script in SCRIPTS
+    for check in re.findall(r"^def check_(\w+)\(", script.read_text(), re.MULTILINE)
+]
 
 pytestmark = [
     pytest.mark.comfy,
@@ -22,18 +26,18 @@ pytestmark = [
 ]
 
 
-@lru_cache(maxsize=1)
-def results() -> dict[str, Any]:
-    """All checks, run once."""
+@lru_cache(maxsize=2)
+def results(script: Path) -> dict[str, Any]:
+    """All checks of a script, run once."""
     directory = comfy_dir()
-    command = [str(comfy_python(directory)), str(SCRIPT)]
+    command = [str(comfy_python(directory)), str(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=dict(os.environ))
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
     assert lines, f"the checks did not end:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return json.loads(lines[-1].removeprefix("RESULTS "))
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_inside_comfy(check: str) -> None:
-    result = results()[check]
+@pytest.mark.parametrize(("script", "check"), CHECKS, ids=[check for _, check in CHECKS])
+def test_inside_comfy(script: Path, check: str) -> None:
+    result = results(script)[check]
     assert result["ok"], result["found"]

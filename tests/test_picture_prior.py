@@ -61,9 +61,12 @@ def state(prior: stored.Prior) -> dict[str, torch.Tensor]:
     return checkpoint.state(prior)
 
 
-def text_part(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+@pytest.fixture(scope="module")
+def encoder(state: dict[str, torch.Tensor]):
+    """CLIP-L, read from the checkpoint with transformers."""
     prefix = "cond_stage_model."
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    text = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return subjects.text_encoder(text)
 
 
 def test_a_tenth_is_held_out_always_the_same_and_never_all_of_an_object():
@@ -108,9 +111,8 @@ def test_the_autoencoder_is_as_wide_as_the_file_wants_and_computes_the_same(prio
     assert torch.allclose(vae.decode(latent), tiny_taesd.decode(prior.autoencoder, z), atol=1e-4)
 
 
-def test_clip_computes_what_the_rows_say(prior, state):
-    encoder = subjects.text_encoder(text_part(state))
-    text = "fluent style, red heart, owl"
+@pytest.mark.parametrize("text", ["fluent style, red heart, owl", "an unknown zeppelin", ""])
+def test_clip_computes_what_the_rows_say(prior, encoder, text):
     wide = encoder.encode(text)[0][0][0]
     narrow = prior.network.words(captions.padded([text], words.LENGTH))[0]
     assert torch.allclose(wide[: words.LENGTH], narrow @ words.projection(), atol=5e-3)
@@ -118,7 +120,7 @@ def test_clip_computes_what_the_rows_say(prior, state):
     assert words.repeats().sum() == 77
 
 
-def test_the_wide_network_computes_what_the_narrow_one_does(prior, state):
+def test_the_wide_network_computes_what_the_narrow_one_does(prior, state, encoder):
     from diffusers import UNet2DConditionModel
 
     weights = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
@@ -132,7 +134,7 @@ def test_the_wide_network_computes_what_the_narrow_one_does(prior, state):
     x, tau = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor(400)
     with torch.no_grad():
         expected = prior.network(x, tau, prior.network.words(captions.padded([text], words.LENGTH)))[0]
-        made = wide(x, tau, subjects.text_encoder(text_part(state)).encode(text)[0][0], return_dict=False)[0]
+        made = wide(x, tau, encoder.encode(text)[0][0], return_dict=False)[0]
     assert torch.allclose(made, expected, atol=5e-3 * float(expected.std()))
 
 
