@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .precision import state_dtype, time_dtype
+from .precision import state_dtype, wide_dtype
 from .schedule import NoiseSchedule
 
 
@@ -38,7 +38,7 @@ class NaiveFlow:
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (alpha, sigma) = (t, 1 - t)."""
         t = torch.as_tensor(t)
-        t = t.to(time_dtype(t.device))
+        t = t.to(wide_dtype(t.device))
         return t, 1.0 - t
 
     def to_diffusion(self, x_flow: Tensor, t: Tensor) -> Tensor:

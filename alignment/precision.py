@@ -6,7 +6,7 @@ import torch
 DEVICES_WITHOUT_FLOAT64 = frozenset({"mps", "xpu", "privateuseone"})
 
 
-def time_dtype(device: torch.device) -> torch.dtype:
+def wide_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype of times, tables and coefficients on `device`: float64, or float32 where there is none."""
     return torch.float32 if device.type in DEVICES_WITHOUT_FLOAT64 else torch.float64
 

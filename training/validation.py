@@ -15,6 +15,7 @@ from .dataset import Batch
 from .lines import Lines
 from .objective import Objective
 from .port import Backbone, TrainingDataset
+from .transfer import to_device
 
 TIMES = 4
 MAX_ITEMS = 32
@@ -55,8 +56,8 @@ class Validation:
     def _errors(self, backbone: Backbone, batch: Batch, indices: list[int]) -> Tensor:
         """Sum over the items of the error at each time (TIMES,)."""
         device = backbone.device
-        x_data = backbone.scale_latent(batch.latent.to(device)).float()
-        x_noise = self._noise(batch, indices).to(device)
+        x_data = backbone.scale_latent(to_device(batch.latent, device)).float()
+        x_noise = to_device(self._noise(batch, indices), device)
         if batch.noise is not None:
             x_data, x_noise = self._lines.of_pairs(x_data, x_noise)
         conditioning = conditioned(backbone, batch)
