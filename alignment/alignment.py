@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .precision import state_dtype, wide_dtype
+from .precision import FLOAT64, state_dtype, wide, wide_dtype
 from .schedule import SIGNAL_FLOOR, NoiseSchedule
 
 PREDICTIONS = ("eps", "v", "x0")
@@ -192,11 +192,11 @@ class Alignment:
 def _as_time(t: Tensor) -> tuple[Tensor, torch.dtype]:
     """Return a time in the time dtype of its device, and the dtype to give results in."""
     if not isinstance(t, Tensor):
-        t = torch.as_tensor(t, dtype=torch.float64)
+        t = torch.as_tensor(t, dtype=FLOAT64)
     if t.ndim > 1:
         raise ValueError(f"a time has shape () or (B,), got {tuple(t.shape)}")
-    wide = t.to(wide_dtype(t.device))
-    return wide, state_dtype(t.dtype) if t.is_floating_point() else wide.dtype
+    time = wide(t)
+    return time, state_dtype(t.dtype) if t.is_floating_point() else time.dtype
 
 
 def _entries(table: Tensor, places: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from diff2flow_nodes import hosts
 from diff2flow_nodes.hosts.headless import HeadlessHost, sampling
-from diff2flow_nodes.nodes import Diff2FlowSampler
 from diff2flow_nodes.samplers import SOLVERS
 from diff2flow_nodes.tests.headless_fixtures import SDXL_TEXT, make_checkpoint
 from diff2flow_nodes.tests.pretended_device import PretendedDevice
@@ -156,10 +155,6 @@ def guessed(model, pooled=SDXL_TEXT[1]):
     return [[torch.randn(1, 77, model.base.layout.context_width), {"pooled_output": torch.randn(1, pooled)}]]
 
 
-def latents():
-    return {"samples": torch.zeros(2, 4, 8, 8)}
-
-
 FIXED = [solver for solver in SOLVERS if solver != "dopri5"]
 """dopri5 looks at the error of each of its inner steps before it goes on."""
 
@@ -167,28 +162,17 @@ FIXED = [solver for solver in SOLVERS if solver != "dopri5"]
 EACH = [*(("SD1", solver) for solver in FIXED), ("SDXL", "euler")]
 
 
-@pytest.mark.parametrize(("family", "solver"), EACH)
-def test_a_step_of_our_sampler_waits_for_nothing(device, host, family, solver):
+@pytest.mark.parametrize(("family", "solver"), [*EACH, ("SD1", "k-diffusion's euler")])
+def test_a_step_of_sampling_waits_for_nothing(device, host, family, solver):
+    """Neither in flow time, as Diff2Flow Sampler walks, nor in a stock model's sigma_k, there with a mask."""
     model, _, _ = host.load_checkpoint(f"{family}.safetensors")
-    positive, negative = guessed(model), guessed(model)
+    sampler = sampling.solver(solver, 1e-4, 1e-4) if solver in FIXED else sampling.Sampler(sampling.euler, {})
+    latent, texts = {"samples": torch.zeros(2, 4, 8, 8)}, (guessed(model), guessed(model))
 
     def sample(steps):
-        Diff2FlowSampler().sample(model, positive, negative, latents(), 0, steps, 3.0, solver, 1.0, "auto")
-
-    assert steadily(device, sample) == {}
-
-
-@pytest.mark.parametrize("make_sampler", [*FIXED, "k-diffusion's euler"])
-def test_a_step_in_a_stock_models_own_levels_waits_for_nothing(device, host, make_sampler):
-    """Here sigma is sigma_k, with a mask, too."""
-    model, _, _ = host.load_checkpoint("SD1.safetensors")
-    stock = sampling.Sampler(sampling.euler, {})
-    sampler = sampling.solver(make_sampler, 1e-4, 1e-4) if make_sampler in FIXED else stock
-    latent = {**latents(), "noise_mask": torch.ones(1, 8, 8)}
-
-    def sample(steps):
-        sigmas = FLOW.sigmas_k(steps)
-        host.sample(model, guessed(model), guessed(model), latent, 0, sampler, sigmas, 3.0)
+        host.sample(host.as_flow(model, FLOW), *texts, latent, 0, sampler, FLOW.sigmas(steps), 3.0)
+        masked = {**latent, "noise_mask": torch.ones(1, 8, 8)}
+        host.sample(model, *texts, masked, 0, sampler, FLOW.sigmas_k(steps), 3.0)
 
     assert steadily(device, sample) == {}
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..alignment import Alignment
+from ..alignment.precision import FLOAT64, exact
 from . import draws
 from .conditioning import conditioned
 from .dataset import Batch
@@ -42,7 +43,7 @@ class Validation:
 
     def losses(self, backbone: Backbone, encode: object = None) -> dict[str, float]:
         """ "loss", the mean, and "loss_t0.18" and so on for each time."""
-        sums = torch.zeros(TIMES, dtype=torch.float64)
+        sums = torch.zeros(TIMES, dtype=FLOAT64)
         count = 0
         with torch.no_grad():
             for indices in self._batches():
@@ -65,7 +66,7 @@ class Validation:
         for t in self.times:
             time = torch.full((len(indices),), t, device=device)
             errors.append(self._objective.flow_matching_error(backbone, x_data, x_noise, time, conditioning).sum())
-        return torch.stack(errors).double().cpu()
+        return exact(torch.stack(errors).cpu())
 
     def _noise(self, batch: Batch, indices: list[int]) -> Tensor:
         if batch.noise is not None:
