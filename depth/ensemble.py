@@ -52,7 +52,8 @@ def merged(predictions: Tensor, reduction: str = "median") -> Ensemble:
         spread = _reduced(away, reduction) if reduction == "median" else away.square().mean(dim=0).sqrt()
         depths.append(depth.reshape(image.shape[1:]))
         uncertainties.append(spread.reshape(image.shape[1:]))
-    return Ensemble(*(torch.stack(part).to(predictions.dtype).to(predictions.device) for part in (depths, uncertainties)))
+    found = (torch.stack(part).to(predictions.dtype) for part in (depths, uncertainties))
+    return Ensemble(*(part.to(predictions.device) for part in found))
 
 
 def flicker(frames: Tensor) -> float:
