@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .precision import state_dtype, time_dtype
+from .precision import FLOAT64, state_dtype, wide, wide_dtype
 from .schedule import SIGNAL_FLOOR, NoiseSchedule
 
 PREDICTIONS = ("eps", "v", "x0")
@@ -86,7 +86,7 @@ class Alignment:
         steps = len(table)
         place = (steps - 1 - tau).clamp(0, steps - 1)
         left = place.floor().long().clamp(0, steps - 2)
-        return torch.lerp(table[left], table[left + 1], place - left).to(dtype)
+        return torch.lerp(_entries(table, left), _entries(table, left + 1), place - left).to(dtype)
 
     def timestep(self, t: Tensor) -> Tensor:
         """Return the fractional network timestep of a flow time, f_t⁻¹ (Eq. 12): the exact inverse of `flow_time`.
@@ -101,7 +101,7 @@ class Alignment:
         table = self._table(t.device)
         t = t.clamp(*self.t_range)
         right = torch.searchsorted(table, t.contiguous()).clamp(1, len(table) - 1)
-        before, after = table[right - 1], table[right]
+        before, after = _entries(table, right - 1), _entries(table, right)
         return (len(table) - right - (t - before) / (after - before)).to(dtype)
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,18 +185,23 @@ class Alignment:
         """Return the increasing flow times of tau = T-1 ... 0 on `device`, copied there the first time only."""
         if device not in self._tables:
             with torch.inference_mode(False):  # sampling in inference mode may come first, training after it
-                self._tables[device] = self.schedule.flow_times.flip(0).to(time_dtype(device)).to(device)
+                self._tables[device] = self.schedule.flow_times.flip(0).to(wide_dtype(device)).to(device)
         return self._tables[device]
 
 
 def _as_time(t: Tensor) -> tuple[Tensor, torch.dtype]:
     """Return a time in the time dtype of its device, and the dtype to give results in."""
     if not isinstance(t, Tensor):
-        t = torch.as_tensor(t, dtype=torch.float64)
+        t = torch.as_tensor(t, dtype=FLOAT64)
     if t.ndim > 1:
         raise ValueError(f"a time has shape () or (B,), got {tuple(t.shape)}")
-    wide = t.to(time_dtype(t.device))
-    return wide, state_dtype(t.dtype) if t.is_floating_point() else wide.dtype
+    time = wide(t)
+    return time, state_dtype(t.dtype) if t.is_floating_point() else time.dtype
+
+
+def _entries(table: Tensor, places: Tensor) -> Tensor:
+    """The table's entries at () or (B,) places. An index of shape () would be read by the host, which waits for it."""
+    return table[places.reshape(-1)].reshape(places.shape)
 
 
 def _state(x: Tensor) -> Tensor:

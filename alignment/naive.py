@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .precision import state_dtype, time_dtype
+from .precision import state_dtype, wide
 from .schedule import NoiseSchedule
 
 
@@ -37,8 +37,7 @@ class NaiveFlow:
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return (alpha, sigma) = (t, 1 - t)."""
-        t = torch.as_tensor(t)
-        t = t.to(time_dtype(t.device))
+        t = wide(torch.as_tensor(t))
         return t, 1.0 - t
 
     def to_diffusion(self, x_flow: Tensor, t: Tensor) -> Tensor:
@@ -62,4 +61,4 @@ class NaiveFlow:
 
 def _float(value: Tensor) -> Tensor:
     value = torch.as_tensor(value)
-    return value.to(state_dtype(value.dtype)) if value.is_floating_point() else value.double()
+    return value.to(state_dtype(value.dtype)) if value.is_floating_point() else wide(value)

@@ -10,6 +10,8 @@ from operator import mul
 import torch
 from torch import Tensor
 
+from .precision import FLOAT64
+
 # Below this t_min the last timestep holds no usable signal (alpha < 0.001): it is zero-terminal-SNR.
 SIGNAL_FLOOR = 1e-3
 # The cosine schedule's last beta would be 1; its authors clip it so that the terminal keeps a trace of signal.
@@ -158,13 +160,13 @@ class NoiseSchedule:
     @property
     def alphas_cumprod(self) -> Tensor:
         """(T,) float64: alpha² of the VP schedule; for VE that of the VP schedule with the same SNR, 1/(1+sigma²)."""
-        values = torch.tensor(self.values, dtype=torch.float64)
+        values = torch.tensor(self.values, dtype=FLOAT64)
         return values if self.kind == "vp" else 1 / (1 + values**2)
 
     @property
     def flow_times(self) -> Tensor:
         """(T,) float64, decreasing: the flow time f_t(tau) = alpha/(alpha+sigma) of each integer tau (Eq. 11)."""
-        return torch.tensor([self._flow_time(value) for value in self.values], dtype=torch.float64)
+        return torch.tensor([self._flow_time(value) for value in self.values], dtype=FLOAT64)
 
     @property
     def is_zero_terminal_snr(self) -> bool:
@@ -216,7 +218,7 @@ class NoiseSchedule:
 
 
 def _ramp(start: float, end: float, steps: int) -> list[float]:
-    return torch.linspace(start, end, steps, dtype=torch.float64).tolist()
+    return torch.linspace(start, end, steps, dtype=FLOAT64).tolist()
 
 
 def _check_steps(steps: int) -> None:
@@ -231,7 +233,7 @@ def _check_betas(steps: int, start: float, end: float) -> None:
 
 
 def _floats(values: Tensor | Sequence[float], what: str) -> tuple[float, ...]:
-    table = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
+    table = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=FLOAT64)
     if table.ndim != 1:
         raise ValueError(f"{what} must have one dimension, got shape {tuple(table.shape)}")
     return tuple(map(float, table.tolist()))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..alignment.precision import exact, state_dtype
+
 LOWEST, HIGHEST = 0.01, 0.99
 """The percentiles of the log depth that become -1 and +1."""
 FARTHEST = 1e6
@@ -18,7 +20,7 @@ class Encoded(NamedTuple):
 
     Args:
         picture: (B, H, W, 3) in [-1, 1], equal channels, near = -1, far = +1.
-        low: (B,) float64, the 1st percentile of each image's log depth.
+        low: (B,) float64, the 1st percentile of each image's log depth; on the CPU where its device has no float64.
         high: (B,) float64, the 99th.
     """
 
@@ -41,14 +43,15 @@ def encode(depth: Tensor, valid: Tensor) -> Encoded:
         ValueError: shapes that differ, an image without a valid pixel, or a valid pixel that is no positive number.
     """
     _check(depth, valid)
-    log = torch.where(valid, depth, torch.ones_like(depth)).double().log()
+    log = exact(torch.where(valid, depth, torch.ones_like(depth))).log()
+    valid = valid.to(log.device)
     bounds = torch.stack([_percentiles(image[mask]) for image, mask in zip(log, valid, strict=True)])
     low, high = bounds.unbind(dim=1)
     span = (high - low)[:, None, None]
     normal = 2.0 * (log - low[:, None, None]) / torch.where(span > 0, span, torch.ones_like(span)) - 1.0
     normal = torch.where(span > 0, normal.clamp(-1.0, 1.0), torch.zeros_like(normal))
     normal = torch.where(valid, normal, torch.ones_like(normal))
-    picture = normal.to(torch.float64 if depth.dtype == torch.float64 else torch.float32)
+    picture = normal.to(state_dtype(depth.dtype)).to(depth.device)
     return Encoded(picture.unsqueeze(-1).repeat(1, 1, 1, 3), low, high)
 
 
@@ -69,9 +72,9 @@ def decode(picture: Tensor, low: Tensor, high: Tensor) -> Tensor:
             f"picture must be (B, H, W, 3) with low and high (B,), not {tuple(picture.shape)}, {tuple(low.shape)} and"
             f" {tuple(high.shape)}; give the three that encode returned together"
         )
-    low, high = (bound.double()[:, None, None] for bound in (low, high))
-    log = low + (picture.double().mean(dim=-1) + 1.0) / 2.0 * (high - low)
-    return log.exp().to(picture.dtype)
+    low, high = (exact(bound)[:, None, None] for bound in (low, high))
+    log = low + (exact(picture).mean(dim=-1) + 1.0) / 2.0 * (high - low)
+    return log.exp().to(picture.dtype).to(picture.device)
 
 
 def valid_pixels(depth: Tensor, limit: float | None = None) -> Tensor:
@@ -103,7 +106,7 @@ def latent_mask(valid: Tensor, factor: int = 8) -> Tensor:
 def _percentiles(log: Tensor) -> Tensor:
     """(2,): the low and the high percentile of (n,) values, linear between neighbours."""
     ordered = log.sort().values
-    places = torch.tensor([LOWEST, HIGHEST], dtype=torch.float64, device=log.device) * (len(ordered) - 1)
+    places = torch.tensor([LOWEST, HIGHEST], dtype=log.dtype, device=log.device) * (len(ordered) - 1)
     below = places.floor().long()
     above = (below + 1).clamp(max=len(ordered) - 1)
     return ordered[below] + (places - below) * (ordered[above] - ordered[below])

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..alignment.precision import exact
 from .choices import REDUCTIONS
 
 _ROUNDS, _CLOSE = 10, 1e-6
@@ -45,13 +46,14 @@ def merged(predictions: Tensor, reduction: str = "median") -> Ensemble:
         return Ensemble(predictions[0], torch.zeros_like(predictions[0]))
     depths, uncertainties = [], []
     for image in predictions.unbind(dim=1):
-        aligned = _aligned(image.double().flatten(1), reduction)
+        aligned = _aligned(exact(image).flatten(1), reduction)
         depth = _reduced(aligned, reduction)
         away = (aligned - depth).abs()
         spread = _reduced(away, reduction) if reduction == "median" else away.square().mean(dim=0).sqrt()
         depths.append(depth.reshape(image.shape[1:]))
         uncertainties.append(spread.reshape(image.shape[1:]))
-    return Ensemble(torch.stack(depths).to(predictions.dtype), torch.stack(uncertainties).to(predictions.dtype))
+    found = (torch.stack(part).to(predictions.dtype) for part in (depths, uncertainties))
+    return Ensemble(*(part.to(predictions.device) for part in found))
 
 
 def flicker(frames: Tensor) -> float:
@@ -62,7 +64,7 @@ def flicker(frames: Tensor) -> float:
     """
     if frames.ndim != 3 or len(frames) < 2:
         raise ValueError(f"frames must be (B, H, W) with at least 2 frames, not {tuple(frames.shape)}; give a video")
-    return float(frames.double().diff(dim=0).abs().mean())
+    return float(exact(frames).diff(dim=0).abs().mean())
 
 
 def _aligned(members: Tensor, reduction: str) -> Tensor:

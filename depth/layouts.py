@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..alignment.precision import exact
 from .choices import LAYOUTS
 from .codec import FARTHEST, valid_pixels
 from .files import read_depth
@@ -144,10 +145,11 @@ def distance_to_planar(distance: Tensor, focal: float) -> Tensor:
     if not focal > 0:
         raise ValueError(f"focal must be greater than 0 pixels, not {focal}")
     height, width = distance.shape[-2:]
-    u = torch.arange(width, dtype=torch.float64, device=distance.device) - (width - 1) / 2
-    v = torch.arange(height, dtype=torch.float64, device=distance.device) - (height - 1) / 2
+    values = exact(distance)
+    u = torch.arange(width, dtype=values.dtype, device=values.device) - (width - 1) / 2
+    v = torch.arange(height, dtype=values.dtype, device=values.device) - (height - 1) / 2
     ray = (u.square() + v.square()[:, None] + focal * focal).sqrt()
-    return (distance.double() * (focal / ray)).to(distance.dtype)
+    return (values * (focal / ray)).to(distance.dtype).to(distance.device)
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..alignment.precision import exact
 from .choices import SPACES
 from .codec import valid_pixels
 
@@ -16,7 +18,7 @@ _FLOOR = 0.1
 
 
 def fitted(prediction: Tensor, truth: Tensor, valid: Tensor | None = None, space: str = "log") -> Tensor:
-    """Metric depth (B, H, W) float64: the prediction's least-squares fit to the truth, image by image.
+    """Metric depth (B, H, W) float64 (see `exact`): the prediction's least-squares fit to the truth, image by image.
 
     min over s, c of the sum over valid pixels of (s prediction + c - f(truth))², then f⁻¹ of the fit; f is the log,
     the depth itself or 1/depth. s may be negative, as for disparity fitted in depth. The fit of a constant prediction
@@ -35,7 +37,7 @@ def fitted(prediction: Tensor, truth: Tensor, valid: Tensor | None = None, space
     if space not in SPACES:
         raise ValueError(f"space must be one of {', '.join(SPACES)}, not {space!r}")
     mask = _counted(prediction, truth, valid)
-    images = zip(prediction.double(), truth.double(), mask, strict=True)
+    images = _counted_values(prediction, truth, mask)
     return torch.stack([_fit(image, depth, counts, space) for image, depth, counts in images])
 
 
@@ -61,10 +63,16 @@ def depth_metrics(prediction: Tensor, truth: Tensor, valid: Tensor | None = None
             f"prediction has {wrong} pixels that are not positive, so it is no depth in metres; fit it to the truth"
             " first"
         )
-    images = zip(prediction.double(), truth.double(), mask, strict=True)
+    images = _counted_values(prediction, truth, mask)
     rows = torch.stack([_errors(image[counts], depth[counts]) for image, depth, counts in images])
     abs_rel, delta1, rmse = rows.mean(dim=0).tolist()
     return {"abs_rel": abs_rel, "delta1": delta1, "rmse": rmse, "pixels": int(mask.sum())}
+
+
+def _counted_values(prediction: Tensor, truth: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Prediction, truth (H, W), float64, and mask of each image, together where float64 is."""
+    values, depths = exact(prediction), exact(truth)
+    return zip(values, depths, mask.to(values.device), strict=True)
 
 
 def _fit(prediction: Tensor, truth: Tensor, counts: Tensor, space: str) -> Tensor:
@@ -90,7 +98,7 @@ def _scale_and_shift(values: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def _errors(p: Tensor, t: Tensor) -> Tensor:
     """(3,) AbsRel, delta1, RMSE of (n,) depths."""
     within = torch.maximum(p / t, t / p) < _DELTA
-    return torch.stack([((p - t).abs() / t).mean(), within.double().mean(), (p - t).square().mean().sqrt()])
+    return torch.stack([((p - t).abs() / t).mean(), exact(within).mean(), (p - t).square().mean().sqrt()])
 
 
 def _counted(prediction: Tensor, truth: Tensor, valid: Tensor | None) -> Tensor:

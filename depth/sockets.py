@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..alignment.precision import exact
 from .metrics import depth_metrics, fitted
 
 _UNEQUAL = 1e-3  # of the values' range: what resizing and 16-bit arithmetic may do to equal channels
@@ -39,7 +40,7 @@ def depth_of(image: Tensor, name: str) -> Tensor:
     if image.ndim != 4 or image.shape[-1] not in (1, 3):
         raise ValueError(f"{name} must be an IMAGE (B, H, W, 3), not {tuple(image.shape)}; connect raw depth")
     known = image.isfinite().all(dim=-1)
-    values = image[known].double()
+    values = exact(image[known])
     if len(values) and values.shape[-1] == 3:
         apart = float((values.amax(dim=-1) - values.amin(dim=-1)).max())
         if apart > _UNEQUAL * max(float(values.max() - values.min()), 1e-6):

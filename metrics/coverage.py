@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..alignment.precision import exact
 from .features import checked
 
 NEIGHBOURS = 3
@@ -52,7 +53,7 @@ def require_enough(samples: int, reference: int, neighbours: int) -> None:
 def _share_among(points: Tensor, among: Tensor, neighbours: int) -> float:
     reach = _reach(among, neighbours)
     inside = [(_distances(rows, among) <= reach).any(dim=1) for rows in points.split(_BLOCK)]
-    return float(torch.cat(inside).double().mean())
+    return float(exact(torch.cat(inside)).mean())
 
 
 def _reach(points: Tensor, neighbours: int) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..alignment.precision import exact
+
 PIXELS = 4
 INCEPTION = "inception"
 EXTRACTORS = ("pixels", INCEPTION)
@@ -21,7 +23,7 @@ _BATCH = 32
 
 
 def checked(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sets in float64.
+    """Both sets in float64, see `exact`.
 
     Args:
         one, two: (N, d), (M, d).
@@ -36,7 +38,7 @@ def checked(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor]:
     for name, features in (("first", one), ("second", two)):
         if not features.isfinite().all():
             raise ValueError(f"the {name} set has features that are not finite: look at its images")
-    return one.double(), two.double()
+    return exact(one), exact(two)
 
 
 def pixel_features(pictures: Tensor, side: int = PIXELS) -> Tensor:

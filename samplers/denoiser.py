@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..alignment.precision import exact, wide_dtype
 from .solvers import integrate
 
 LAST_SIGMA = 1e-3
@@ -58,12 +59,14 @@ class FlowSampler:
             disable: for k-diffusion's signature; progress is the callback's affair.
         """
         flow = self.speaks_flow(denoiser)
-        t = 1.0 - sigmas.double() if flow else 1.0 / (1.0 + sigmas.double())
+        levels = exact(sigmas.cpu())
+        t = 1.0 - levels if flow else 1.0 / (1.0 + levels)
         walk = _Walk(denoiser if flow else _in_flow_time(denoiser), extra_args or {}, x.shape[0])
-        x_flow = x if flow else (x * t[0]).to(x.dtype)
+        first, last = t[[0, -1]].to(wide_dtype(x.device)).to(x.device)
+        x_flow = x if flow else (x * first).to(x.dtype)
         report = walk.reporter(sigmas, callback)
-        x_flow = integrate(walk.velocity, x_flow, t.cpu(), self.solver, report, rtol=self.rtol, atol=self.atol)
-        return x_flow if flow else (x_flow / t[-1]).to(x.dtype)
+        x_flow = integrate(walk.velocity, x_flow, t, self.solver, report, rtol=self.rtol, atol=self.atol)
+        return x_flow if flow else (x_flow / last).to(x.dtype)
 
 
 def _in_flow_time(denoiser: Denoiser) -> Denoiser:

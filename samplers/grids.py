@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..alignment.precision import FLOAT64
+
 U_SHAPE_STEEPNESS = 4.0
 
 
@@ -76,7 +78,7 @@ def time_grid(steps: int, shape: str = "uniform", start: float = 0.0, end: float
         raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
     if not 0 <= start < end <= 1:
         raise ValueError(f"times must satisfy 0 <= start < end <= 1, got start={start}, end={end}")
-    fractions = shift_time(SHAPES[shape](torch.linspace(0, 1, steps + 1, dtype=torch.float64)), shift)
+    fractions = shift_time(SHAPES[shape](torch.linspace(0, 1, steps + 1, dtype=FLOAT64)), shift)
     times = start + (end - start) * fractions
     times[0], times[-1] = start, end
     return times

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..alignment.precision import state_dtype, time_dtype
+from ..alignment.precision import state_dtype, wide_dtype
 from .steps import SOLVERS, Field, NonFiniteStateError, Previous, Step, StepFunction
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -87,7 +87,7 @@ def integrate(
     take_step = _step_function(solver, rtol, atol)
     state = x.to(state_dtype(x.dtype))
     field = _checked(velocity)
-    on_device = torch.tensor(moments, dtype=time_dtype(x.device), device=x.device)
+    on_device = torch.tensor(moments, dtype=wide_dtype(x.device), device=x.device)
     finite, previous, steps = [state.isfinite().all()], None, len(moments) - 1
     for index in range(steps):
         step = Step(index, steps, on_device[index], on_device[index + 1], moments[index + 1] - moments[index])

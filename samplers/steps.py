@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..alignment.precision import time_dtype
+from ..alignment.precision import wide_dtype
 
 MAX_ADAPTIVE_STEPS = 1000
 
@@ -123,7 +123,7 @@ def _solve_adaptively(field: Field, x: Tensor, step: Step, rtol: float, atol: fl
 
     times = torch.stack([step.t, step.t_next])
     options = {
-        "dtype": time_dtype(x.device),
+        "dtype": wide_dtype(x.device),
         "first_step": 2 * abs(step.h),  # cut to the interval by step_t
         "step_t": times[1:],
         "max_num_steps": MAX_ADAPTIVE_STEPS,

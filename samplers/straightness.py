@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..alignment.precision import FLOAT64, exact
 from .denoiser import Denoiser, Report
 
 
@@ -58,11 +59,11 @@ def straightness(velocities: Tensor, times: Tensor, lengths: Tensor) -> Straight
             f"velocities must be (N, B, *dims) and times and lengths (N,), N at least 1, not {tuple(velocities.shape)},"
             f" {tuple(times.shape)}, {tuple(lengths.shape)}"
         )
-    lengths = lengths.double()
+    lengths = exact(lengths)
     over = (-1, *[1] * (velocities.ndim - 1))
     chord = (velocities * lengths.reshape(over).to(velocities)).sum(dim=0) / lengths.sum().to(velocities)
-    bends = torch.stack([(chord - velocity).double().square().mean() for velocity in velocities])
-    return Straightness(times.double(), lengths, bends, float(chord.double().square().mean()))
+    bends = torch.stack([exact(chord - velocity).square().mean() for velocity in velocities])
+    return Straightness(exact(times), lengths, bends, float(exact(chord).square().mean()))
 
 
 class PathMeter:
@@ -87,7 +88,7 @@ class PathMeter:
         disable: bool | None = None,
     ) -> Tensor:
         """The state at sigmas[-1]; arguments as of `denoiser.FlowSampler`, sigmas are sigma_flow."""
-        moments, velocities = [float(sigma) for sigma in sigmas.double()], []
+        moments, velocities = sigmas.tolist(), []
         step: Callable[..., Tensor] = denoiser
         for i, sigma in enumerate(moments[:-1]):
             denoised = step(x, sigmas[i].to(x).expand(len(x)), **(extra_args or {}))
@@ -96,6 +97,6 @@ class PathMeter:
             if callback is not None:
                 callback({"i": i, "x": x, "denoised": denoised, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
             x = x + (sigma - moments[i + 1]) * velocity
-        grid = torch.tensor(moments, dtype=torch.float64)
+        grid = torch.tensor(moments, dtype=FLOAT64)
         self.found = straightness(torch.stack(velocities), 1.0 - grid[:-1], grid[:-1] - grid[1:])
         return x

@@ -724,6 +724,40 @@ def check_loras_beside_depth() -> dict[str, Any]:
     return {"effect": difference(tuned, plain)}
 
 
+def check_device_without_float64() -> dict[str, str]:
+    """What a model is can be told on such a device."""
+    from diff2flow_nodes.alignment import NoiseSchedule
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.tests.pretended_device import PretendedDevice
+
+    model = network()
+    with PretendedDevice("mps", float64=False) as device:
+        device.place(model.model.model_sampling)
+        schedule = current().facts(model).schedule
+    assert schedule == NoiseSchedule.scaled_linear()
+    return {"schedule": schedule.describe()}
+
+
+def check_conditioning_waits_for_nothing() -> dict[str, int]:
+    """SDXL's vector is made on the CPU, where its parts are, and sent once."""
+    from diff2flow_nodes.hosts import current
+    from diff2flow_nodes.tests.pretended_device import PretendedDevice
+    from diff2flow_nodes.training.conditioning import conditioned
+    from diff2flow_nodes.training.dataset import Batch
+
+    sizes = torch.tensor([[64, 80, 0, 8, 64, 64], [64, 64, 0, 0, 64, 64]])
+    batch = Batch(torch.zeros(2, 4, 8, 8), torch.randn(2, 77, 2048), torch.randn(2, 1280), sizes)
+    with current().training(network("SDXL")) as backbone:
+        here = conditioned(backbone, batch)
+        with PretendedDevice() as device, device.counted() as waits:
+            backbone.device = device.device
+            there = conditioned(backbone, batch)
+            assert all(value.device == device.device for value in there.values())
+    assert not waits, waits
+    assert here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+    return {name: value.shape[-1] for name, value in here.items()}
+
+
 def main(found: dict[str, Any]) -> None:
     """Runs the checks among some globals, or those that the command line names, and prints what became of each."""
     checks = {name.removeprefix("check_"): check for name, check in found.items() if name.startswith("check_")}

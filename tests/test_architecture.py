@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = {
     "alignment": set(),
     "samplers": {"alignment"},
-    "depth": {"files"},
-    "metrics": {"files"},
+    "depth": {"alignment", "files"},
+    "metrics": {"alignment", "files"},
     "training": {"samplers", "alignment", "depth", "files"},
     "hosts": {"samplers", "alignment", "training", "depth", "files"},
     "nodes": {"hosts", "training", "depth", "metrics", "samplers", "alignment", "files"},
@@ -77,6 +77,23 @@ def test_pure_rooms_know_torch_alone() -> None:
         for path in sources(room):
             for level, module in imports(path):
                 assert level or module.split(".")[0] in allowed, f"{path} imports {module}"
+
+
+WIDE_HOME = "alignment/precision.py"
+
+
+@pytest.mark.parametrize("path", [p for room in ROOMS for p in sources(room)], ids=lambda p: str(p.relative_to(ROOT)))
+def test_one_place_asks_for_float64(path: Path) -> None:
+    """Some devices have none: what computes in it asks `alignment.precision`, which knows."""
+    if path == ROOT / WIDE_HOME:
+        return
+    for found in ast.walk(ast.parse(path.read_text())):
+        if isinstance(found, ast.Attribute):
+            of_torch = isinstance(found.value, ast.Name) and found.value.id == "torch"
+            asks = found.attr in ("double", "DoubleTensor") or (of_torch and found.attr in ("float64", "complex128"))
+            assert not asks, f"{path}:{found.lineno}: {ast.unparse(found)}; see {WIDE_HOME}"
+        if isinstance(found, ast.ImportFrom) and found.module == "torch":
+            assert not {alias.name for alias in found.names} & {"double", "float64"}, f"{path}:{found.lineno}"
 
 
 def test_heavy_libraries_are_loaded_when_used() -> None:

@@ -19,8 +19,8 @@ PRESETS = {
     "paper-small": {"preset": "paper-small"},
     "paper-base": {"preset": "paper-base"},
     "full": {"preset": "full"},
-    "dora": {"preset": "custom", "rank": 4, "alpha": 4.0, "conv": True, "dora": True},
-    "text": {"preset": "custom", "rank": 4, "alpha": 4.0, "text_encoder": True},
+    "dora": {"preset": "custom", "conv": True, "dora": True},
+    "text": {"preset": "custom", "text_encoder": True},
 }
 
 
@@ -33,7 +33,8 @@ def host(tmp_path_factory):
     for dtype in HALF:
         weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in load_file(wide).items()}
         save_file(weights, made.folder("checkpoints") / f"{_name(dtype)}.safetensors")
-        save_file({k: v.float() for k, v in weights.items()}, made.folder("checkpoints") / f"{_name(dtype)}_wide.safetensors")
+        same = {k: v.float() for k, v in weights.items()}
+        save_file(same, made.folder("checkpoints") / f"{_name(dtype)}_wide.safetensors")
     write_pairs(place / "input" / "pairs", 4, (32, 32))
     hosts.use(made)
     real = checkpoint._build_unet
@@ -75,7 +76,7 @@ def _train(host, ckpt, lora, precision="auto", depth=False, watched=True, name="
         "Diff2FlowTrain",
         model=model,
         dataset=data,
-        lora=_run("Diff2FlowLoraConfig", **PRESETS[lora])[0],
+        lora=_run("Diff2FlowLoraConfig", **{"rank": 4, "alpha": 4.0, **PRESETS[lora]})[0],
         objective="diff2flow",
         steps=2,
         batch_size=2,
@@ -92,7 +93,7 @@ def _train(host, ckpt, lora, precision="auto", depth=False, watched=True, name="
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize(("precision", "checkpointing"), [("auto", False), ("bf16", True), ("fp16", False)])
+@pytest.mark.parametrize(("precision", "checkpointing"), [("auto", False), ("bf16", True)])
 @pytest.mark.parametrize("lora", PRESETS)
 def test_every_preset_trains_validates_and_samples(host, dtype, precision, checkpointing, lora):
     with norms_as_on_cuda():

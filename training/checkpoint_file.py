@@ -14,11 +14,12 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from ..alignment.precision import FLOAT64
 from ..files import written_whole
 from .port import Backbone
 
 _DTYPES = {
-    "F64": torch.float64,
+    "F64": FLOAT64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,

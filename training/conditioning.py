@@ -7,19 +7,22 @@ from torch import Tensor
 
 from .dataset import Batch
 from .port import Backbone
+from .transfer import to_device
 
 
 def conditioned(backbone: Backbone, batch: Batch, live_text: bool = False) -> dict[str, Tensor]:
     """What the network takes beside x and tau; with `live_text` captions are encoded now, by the encoders."""
-    device = backbone.device
-    if live_text:
-        context, pooled = backbone.text.encode(batch.captions)
-    else:
-        context, pooled = batch.context.to(device), None if batch.pooled is None else batch.pooled.to(device)
-    conditioning = backbone.conditioning(context, pooled, batch.sizes)
+    context, pooled = backbone.text.encode(batch.captions) if live_text else (batch.context, batch.pooled)
+    conditioning = on_device(backbone, context, pooled, batch.sizes)
     if batch.image is not None:
-        conditioning["image"] = backbone.scale_latent(batch.image.to(device)).float()
+        conditioning["image"] = backbone.scale_latent(to_device(batch.image, backbone.device)).float()
     return conditioning
+
+
+def on_device(backbone: Backbone, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
+    """`Backbone.conditioning`, made where its parts are and then sent to the network's device."""
+    made = backbone.conditioning(context, pooled, sizes)
+    return {name: to_device(value, backbone.device) for name, value in made.items()}
 
 
 def beside_image(x_diff: Tensor, image: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from . import draws
 from .conditioning import conditioned
 from .objective import Objective, ObjectiveSettings
 from .port import Backbone, TrainingDataset
+from .transfer import to_device
 from .validation import Validation
 
 PATHS, BATCH = 16, 8
@@ -96,7 +97,7 @@ def _velocities(
     batch, found = dataset.batch(items), []
     conditioning = conditioned(backbone, batch)
     noises = [torch.randn(batch.latent.shape[1:], generator=draws.generator(seed, "paths", item)) for item in items]
-    x_noise = torch.stack(noises).to(backbone.device)
+    x_noise = to_device(torch.stack(noises), backbone.device)
     first = flow.noisy(torch.tensor(flow.sigma_max), x_noise, torch.zeros_like(x_noise), at_start=True)
     integrate(
         lambda x, t: objective.velocity(backbone, x, t.to(x).expand(len(x)), conditioning),

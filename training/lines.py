@@ -110,5 +110,5 @@ class Lines:
 
     def _start(self, x_noise: Tensor) -> Tensor:
         """x_flow where sampling starts."""
-        sigma = torch.tensor(self._flow.sigma_max, device=x_noise.device, dtype=x_noise.dtype)
+        sigma = torch.full((), self._flow.sigma_max, device=x_noise.device, dtype=x_noise.dtype)
         return self._flow.noisy(sigma, x_noise, torch.zeros_like(x_noise), at_start=True)

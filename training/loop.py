@@ -26,6 +26,7 @@ from .port import Backbone, TrainingDataset
 from .settings import TrainSettings
 from .signals import delayed
 from .state import State, restore
+from .transfer import to_device
 from .transport import transported
 
 _LOG = logging.getLogger(__name__)
@@ -226,8 +227,8 @@ class Loop:
     def loss(self, micro: MicroBatch) -> Tensor:
         """Its loss (), with its graph."""
         batch, device = micro.batch, self._backbone.device
-        t = micro.t.to(device)
-        mask = None if batch.mask is None else batch.mask.to(device)
+        t = to_device(micro.t, device)
+        mask = None if batch.mask is None else to_device(batch.mask, device)
         with self._autocast():
             conditioning = conditioned(self._backbone, batch, self._adapters.trains_text)
             x_data, x_noise = self._line(micro, t, conditioning)
@@ -236,8 +237,8 @@ class Loop:
     def _line(self, micro: MicroBatch, t: Tensor, conditioning: Mapping[str, Tensor]) -> Line:
         """What each item is to learn: the line between its noise and its latent, or what reflow makes of it."""
         batch, device = micro.batch, self._backbone.device
-        x_noise = micro.x_noise.to(device)
-        x_data = self._backbone.scale_latent(batch.latent.to(device)).float()
+        x_noise = to_device(micro.x_noise, device)
+        x_data = self._backbone.scale_latent(to_device(batch.latent, device)).float()
         if self._settings.objective.reflow.windows:
             with torch.no_grad(), self._adapters.switched_off():
                 return self._lines.across_window(self._teacher(micro), x_data, x_noise, t)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..alignment.precision import FLOAT64
 from .draws import generator
 from .layers import TrainedLayer
 
 _ADAPTER = "default"
-_WIDE = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_WIDE = (torch.float32, FLOAT64, torch.bfloat16, torch.float16)
 
 
 class FullChange(nn.Module):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..alignment.precision import FLOAT64
 from ..files import written_whole
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def save_state(folder: Path, state: State, identity: Mapping[str, Any], keep: in
 
     tensors = {f"parameter/{i:05d}": value for i, value in enumerate(state.parameters)}
     tensors |= {f"average/{i:05d}": value for i, value in enumerate(state.averages)}
-    slots, tensors["losses"] = {}, torch.tensor(state.losses, dtype=torch.float64)
+    slots, tensors["losses"] = {}, torch.tensor(state.losses, dtype=FLOAT64)
     for index, values in state.optimizer["state"].items():
         found = {key: value for key, value in values.items() if isinstance(value, Tensor)}
         tensors |= {f"optimizer/{index}/{key}": value for key, value in found.items()}

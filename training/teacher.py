@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..samplers import SOLVERS, integrate
 from ..samplers.parameterization import FlowParameterization
+from .conditioning import on_device
 from .memory import free_memory, is_out_of_memory, release
 from .port import Backbone
+from .transfer import to_device
 
 _LOG = logging.getLogger(__name__)
 RTOL, ATOL = 1e-3, 1e-4
@@ -93,12 +95,9 @@ class Teacher:
             NonFiniteStateError: the latents became NaN or infinite.
         """
         self._backbone.ready()
-        device = self._backbone.device
-        x_noise = x_noise.to(device)
-        pooled = None if pooled is None else pooled.to(device)
-        given = self._backbone.conditioning(context.to(device), pooled, sizes)
-        conditioning = {name: value.to(device) for name, value in given.items()}
-        start = (1.0 - self._times[0]).to(x_noise)
+        x_noise = to_device(x_noise, self._backbone.device)
+        conditioning = on_device(self._backbone, context, pooled, sizes)
+        start = (1.0 - self._times[0]).to(x_noise.dtype)
         state = self._flow.noisy(start, x_noise, torch.zeros_like(x_noise), at_start=True)
         made = integrate(
             lambda x, t: self._velocity(x, t, conditioning),

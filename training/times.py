@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..alignment.precision import exact
+
 U_SHAPE = 4.0
 """a of the U-shaped density exp(a s) + exp(-a s), s = 2t - 1 (Lee, Lin, Fanti 2024, "Improving the training of
 rectified flows")."""
@@ -21,8 +23,8 @@ def _uniform(u: Tensor, mean: float, spread: float) -> Tensor:
 
 def _logit_normal(u: Tensor, mean: float, spread: float) -> Tensor:
     """t = sigmoid(mean + spread·z), z standard normal (SD3, Eq. 19)."""
-    inside = u.double().clamp(1e-7, 1.0 - 1e-7)
-    return torch.sigmoid(mean + spread * torch.special.ndtri(inside)).to(u.dtype)
+    inside = exact(u).clamp(1e-7, 1.0 - 1e-7)
+    return torch.sigmoid(mean + spread * torch.special.ndtri(inside)).to(u.dtype).to(u.device)
 
 
 def _u_shaped(u: Tensor, mean: float, spread: float) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..alignment.precision import exact
+
 PAIRINGS = ("independent", "optimal_transport")
 
 
@@ -28,6 +30,6 @@ def transported(x_data: Tensor, x_noise: Tensor) -> Tensor:
             "pairing 'optimal_transport' needs the package 'scipy': run 'pip install scipy' in ComfyUI's python and"
             " restart, or choose pairing 'independent'"
         ) from error
-    products = x_data.detach().flatten(1).double() @ x_noise.flatten(1).double().T
+    products = exact(x_data.detach().flatten(1)) @ exact(x_noise.flatten(1)).T
     _, order = linear_sum_assignment(products.cpu().numpy(), maximize=True)
     return x_noise[torch.from_numpy(order).to(x_noise.device)]

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from ..alignment import Alignment
+from ..alignment.precision import FLOAT64, exact
 from . import draws
 from .conditioning import conditioned
 from .dataset import Batch
 from .lines import Lines
 from .objective import Objective
 from .port import Backbone, TrainingDataset
+from .transfer import to_device
 
 TIMES = 4
 MAX_ITEMS = 32
@@ -41,7 +43,7 @@ class Validation:
 
     def losses(self, backbone: Backbone, encode: object = None) -> dict[str, float]:
         """ "loss", the mean, and "loss_t0.18" and so on for each time."""
-        sums = torch.zeros(TIMES, dtype=torch.float64)
+        sums = torch.zeros(TIMES, dtype=FLOAT64)
         count = 0
         with torch.no_grad():
             for indices in self._batches():
@@ -55,8 +57,8 @@ class Validation:
     def _errors(self, backbone: Backbone, batch: Batch, indices: list[int]) -> Tensor:
         """Sum over the items of the error at each time (TIMES,)."""
         device = backbone.device
-        x_data = backbone.scale_latent(batch.latent.to(device)).float()
-        x_noise = self._noise(batch, indices).to(device)
+        x_data = backbone.scale_latent(to_device(batch.latent, device)).float()
+        x_noise = to_device(self._noise(batch, indices), device)
         if batch.noise is not None:
             x_data, x_noise = self._lines.of_pairs(x_data, x_noise)
         conditioning = conditioned(backbone, batch)
@@ -64,7 +66,7 @@ class Validation:
         for t in self.times:
             time = torch.full((len(indices),), t, device=device)
             errors.append(self._objective.flow_matching_error(backbone, x_data, x_noise, time, conditioning).sum())
-        return torch.stack(errors).double().cpu()
+        return exact(torch.stack(errors).cpu())
 
     def _noise(self, batch: Batch, indices: list[int]) -> Tensor:
         if batch.noise is not None:

@@ -2,6 +2,7 @@
 
     python -m diff2flow_nodes.bench.picture_prior data
     python -m diff2flow_nodes.bench.picture_prior autoencoder
+    python -m diff2flow_nodes.bench.picture_prior encode
     python -m diff2flow_nodes.bench.picture_prior train --hours 2
     python -m diff2flow_nodes.bench.picture_prior sample grid.png
     python -m diff2flow_nodes.bench.picture_prior write models/checkpoints/picture_prior.safetensors
@@ -37,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("autoencoder", help="train the autoencoder")
     reconstructions = commands.add_parser("reconstructions", help="pictures beside what the autoencoder makes of them")
     reconstructions.add_argument("png", type=Path)
+    encode = commands.add_parser("encode", help="the pictures as latents, in more variants than the one that is needed")
+    encode.add_argument("--variants", type=int, default=4, help="in all (%(default)s)")
     train = commands.add_parser("train", help="train the network, or go on")
     train.add_argument("--hours", type=float, default=2.0, help="from now (%(default)s)")
     sample = commands.add_parser("sample", help="a grid of prompts and consecutive seeds")
@@ -52,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.5], help="guidances (%(default)s)")
     write = commands.add_parser("write", help="the checkpoint in Stable Diffusion's layout")
     write.add_argument("checkpoint", type=Path)
+    write.add_argument("--narrow", action="store_true", help="as it was trained: headless loads it, ComfyUI does not")
+    keep = commands.add_parser("keep", help="the trained weights into the repository")
+    keep.add_argument("--to", type=Path, help="another file")
     return parser
 
 
@@ -71,6 +77,12 @@ def _reconstructions(options: argparse.Namespace) -> None:
     from . import autoencoder, data, grids
 
     grids.save(autoencoder.comparison(data.load(options.work), options.work), options.png, scale=2)
+
+
+def _encode(options: argparse.Namespace) -> None:
+    from . import data, latents
+
+    latents.encode(data.load(options.work).chosen(lambda picture: not picture.held_out), options.work, options.variants)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -100,19 +112,30 @@ def _judge(options: argparse.Namespace) -> None:
 
 
 def _write(options: argparse.Namespace) -> None:
-    from . import checkpoint, stored
+    from . import checkpoint, network, stored
 
-    checkpoint.write(stored.read(stored.newest(options.work)), options.checkpoint)
+    width = network.WIDTH if options.narrow else network.WIDE
+    checkpoint.write(stored.read(stored.newest(options.work)), options.checkpoint, width)
+
+
+def _keep(options: argparse.Namespace) -> None:
+    import shutil
+
+    from . import stored
+
+    shutil.copyfile(stored.path_in(options.work), options.to or stored.COMMITTED)
 
 
 _COMMANDS = {
     "data": _data,
     "autoencoder": _autoencoder,
     "reconstructions": _reconstructions,
+    "encode": _encode,
     "train": _train,
     "sample": _sample,
     "judge": _judge,
     "write": _write,
+    "keep": _keep,
 }
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
 log = logging.getLogger(__name__)
-VARIANTS = 4
 MOTION = Motion(turn=12.0, smallest=0.8, largest=1.0, shift=0.05)
 _BATCH = 32
 
@@ -30,7 +29,7 @@ class Latents:
 
     Args:
         z: (variants, N, 4, 16, 16) float16; variant 0 is the picture itself.
-        mean, std: of the encoder's outputs over them all; x_data = (z - mean)/std.
+        mean, std: of the encoder's outputs on the pictures themselves; x_data = (z - mean)/std.
     """
 
     z: Tensor
@@ -42,27 +41,49 @@ class Latents:
         return (self.z[variant, place].float() - self.mean) / self.std
 
 
-def cached(pictures: Pictures, work: Path, variants: int = VARIANTS) -> Latents:
-    """The pictures' latents, from latents.safetensors if they were made with this autoencoder."""
+def encode(pictures: Pictures, work: Path, variants: int) -> Latents:
+    """The latents of so many variants: those that are missing are made; more that are there are used too.
+
+    Args:
+        pictures: those that are learned from.
+        work: folder of the autoencoder; each variant is a file there, latents_0.safetensors and so on.
+        variants: at least one.
+    """
+    for variant in range(variants):
+        if _read(pictures, work, variant) is None:
+            _write(pictures, work, variant)
+    found: list[Tensor] = []
+    while (z := _read(pictures, work, len(found))) is not None:
+        found.append(z)
+    std, mean = torch.std_mean(found[0].float())
+    return Latents(torch.stack(found), float(mean), float(std))
+
+
+def _path(work: Path, variant: int) -> Path:
+    return work / f"latents_{variant}.safetensors"
+
+
+def _key(pictures: Pictures, work: Path) -> str:
+    return f"{sha256_of(autoencoder.path(work))} {MOTION} {len(pictures.about)}"
+
+
+def _read(pictures: Pictures, work: Path, variant: int) -> Tensor | None:
+    """A variant's latents, if they were made of these pictures with this autoencoder."""
     from safetensors import safe_open
+
+    if not _path(work, variant).is_file():
+        return None
+    with safe_open(str(_path(work, variant)), framework="pt") as file:
+        return file.get_tensor("z") if (file.metadata() or {}).get("key") == _key(pictures, work) else None
+
+
+def _write(pictures: Pictures, work: Path, variant: int) -> None:
     from safetensors.torch import save_file
 
-    path, key = work / "latents.safetensors", f"{sha256_of(autoencoder.path(work))} {variants} {MOTION} {len(pictures.about)}"
-    if path.is_file():
-        with safe_open(str(path), framework="pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                return _latents(file.get_tensor("z"))
-    module, random = autoencoder.read(work), torch.Generator().manual_seed(0)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    z = torch.stack([_encoded(module, pictures, variant, random) for variant in range(variants)])
-    with written_whole(path) as temporary:
-        save_file({"z": z}, str(temporary), metadata={"key": key})
-    return _latents(z)
-
-
-def _latents(z: Tensor) -> Latents:
-    std, mean = torch.std_mean(z.float())
-    return Latents(z, float(mean), float(std))
+    module = autoencoder.read(work).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    z = _encoded(module, pictures, variant, torch.Generator().manual_seed(variant))
+    with written_whole(_path(work, variant)) as temporary:
+        save_file({"z": z}, str(temporary), metadata={"key": _key(pictures, work)})
 
 
 @torch.no_grad()

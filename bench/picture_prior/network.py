@@ -39,7 +39,6 @@ class Network(nn.Module):
     def __init__(self, tokens: Any, seed: int = 0) -> None:
         super().__init__()
         self.unet = tiny_unet.random_unet(config(WIDTH, words.SIZE), seed)
-        self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.words = Words(tokens)
         # the attention's softmax must count the last place as often as it stands for in CLIP's 77
         self.register_buffer("_mask", 1.0 + words.repeats().log() / _MASK_SCALE, persistent=False)
@@ -53,19 +52,22 @@ class Network(nn.Module):
             context: (B, 24, 128) of `words`.
         """
         mask = self._mask.expand(len(x), -1)
-        x = x.contiguous(memory_format=torch.channels_last)
         return self.unet(x, tau, context, encoder_attention_mask=mask, return_dict=return_dict)
 
 
-def wide_state(network: Network) -> dict[str, Tensor]:
-    """The UNet's state dict at 320 channels and with CLIP-L's context; it computes the same."""
-    narrow = {key: value.float().cpu().contiguous() for key, value in network.unet.state_dict().items()}
+def state_for_clip(network: Network, width: int = WIDE) -> dict[str, Tensor]:
+    """The UNet's state dict with CLIP-L's context; it computes the same.
+
+    Args:
+        width: channels of the first resolution, 320 as ComfyUI wants, or 64 as trained, which headless loads as well.
+    """
+    narrow = {key: value.float().cpu() for key, value in network.unet.state_dict().items()}
     for key in narrow:
         if key.endswith(_ATTENDED_BY_TEXT):
             narrow[key] = words.widened_reader(narrow[key])
     with torch.device("meta"):
-        wide = tiny_unet.random_unet(config(WIDE, words.CLIP_SIZE), 0).state_dict()
-    return widened(narrow, wide, WIDE // WIDTH, seed=0)
+        wide = tiny_unet.random_unet(config(width, words.CLIP_SIZE), 0).state_dict()
+    return widened(narrow, wide, width // WIDTH, seed=0)
 
 
 def millions(network: nn.Module) -> float:

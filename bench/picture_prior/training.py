@@ -50,7 +50,7 @@ class OpenPlan(Plan):
         return self.rate * rise * min(1.0, (self.hold / max(step, 1)) ** 0.5)
 
 
-PLAN = OpenPlan(steps=_FOREVER, rate=1e-3, warm_up=200, average=0.9995, save_every=float("inf"))
+PLAN = OpenPlan(steps=_FOREVER, rate=1.5e-3, warm_up=200, average=0.9995, save_every=float("inf"))
 
 
 class Stopped(Exception):
@@ -99,13 +99,14 @@ def train(work: Path, hours: float, command: str, plan: OpenPlan = PLAN) -> Path
     """
     pictures = data.load(work).chosen(lambda picture: not picture.held_out)
     module = autoencoder.read(work)
-    z = latents.cached(pictures, work)
+    z = latents.encode(pictures, work, variants=1)
     training, seconds = begun(pictures, work, plan)
     task = Task(training.module, pictures, z, plan.batch)  # type: ignore[arg-type]
     for request in (signal.SIGTERM, signal.SIGINT):
         signal.signal(request, lambda *_: setattr(task, "stopping", True))
     count = len(pictures.about)
-    log.info("%.2f million parameters, %d pictures, step %d", millions(training.module), count, training.step)
+    size, variants = millions(training.module), len(z.z)
+    log.info("%.2f million parameters, %d pictures x %d, step %d", size, count, variants, training.step)
     _Session(training, task, work, command, seconds).run(3600.0 * hours, Prior(training.module, module, z.mean, z.std, {}))
     return stored.path_in(work)
 

@@ -8,7 +8,7 @@ from one it computes from the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,18 +46,24 @@ class Words(nn.Module):
         self._places = {int(token): place for place, token in enumerate(ids)}
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Context (B, 24, 128) of token ids (B, 24).
-
-        Raises:
-            KeyError: a token has no row.
-        """
-        places = torch.tensor([[self._places[token] for token in row] for row in ids.tolist()])
-        embedding = self.rows[places.to(self.rows.device)] + nn.functional.pad(self.positions, (0, 0, 0, 1))
+        """Context (B, 24, 128) of token ids (B, 24)."""
+        places = torch.tensor([[self._places.get(token, -1) for token in row] for row in ids.tolist()])
+        rows = self.rows[places.to(self.rows.device)] if (places >= 0).all() else self.table()[ids]
+        embedding = rows + nn.functional.pad(self.positions, (0, 0, 0, 1))
         return embedding * (embedding.square().mean(dim=-1, keepdim=True) + _EPS).rsqrt()
 
-    def knows(self, token: int) -> bool:
-        """Whether a token has a row."""
-        return token in self._places
+    @torch.no_grad()
+    def table(self) -> Tensor:
+        """(49408, 128), the rows of all tokens.
+
+        One that is never learned has a row near the end mark's, each another: it says little, but can be learned later.
+        """
+        random = torch.Generator().manual_seed(_SEED)
+        end = self.rows[1]
+        strange = torch.randn(text_weights.VOCABULARY, SIZE, generator=random).to(end) * end.square().mean().sqrt()
+        table = end + _STRANGE * strange
+        table[self.tokens] = self.rows
+        return table
 
 
 def repeats() -> Tensor:
@@ -81,23 +87,14 @@ def widened_reader(weight: Tensor) -> Tensor:
 
 
 def clip_l(words: Words, seed: int = _SEED) -> dict[str, Tensor]:
-    """CLIP-L's text encoder, float16, of random weights but for the rows and the silent layers.
-
-    Tokens without a row get one near the end mark's, each another: a word that was never learned says little.
-    """
+    """CLIP-L's text encoder, float16, of random weights but for the rows and the silent layers."""
     state = text_weights.clip_l(seed)
     for key, value in state.items():
         if key.endswith(_SILENT):
             value.zero_()
-    rows, directions = words.rows.detach().float().cpu(), projection()
-    random = torch.Generator().manual_seed(seed)
-    end = rows[1]
-    strange = torch.randn(text_weights.VOCABULARY, SIZE, generator=random) * end.square().mean().sqrt()
-    table = end + _STRANGE * strange
-    table[words.tokens.cpu()] = rows
+    directions = projection()
     positions = torch.zeros(text_weights.POSITIONS, SIZE)
     positions[: LENGTH - 1] = words.positions.detach().float().cpu()
-    written: Mapping[str, Tensor] = {"token": table, "position": positions}
-    for name, value in written.items():
+    for name, value in (("token", words.table().float().cpu()), ("position", positions)):
         state[f"{_PREFIX}embeddings.{name}_embedding.weight"] = (value @ directions).half()
     return state

@@ -10,6 +10,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...alignment import NoiseSchedule
+from ...alignment.precision import exact
 from ...training.lora_layers import FullChange
 from ..port import HostError, ModelFacts
 
@@ -109,7 +110,7 @@ def _schedule(sampling: Any) -> NoiseSchedule:
 
     ComfyUI keeps sigma_k = sigma/alpha in float32; alphas_cumprod = 1/(1 + sigma_k²).
     """
-    sigmas = sampling.sigmas.detach().double().cpu()
+    sigmas = exact(sampling.sigmas.detach().cpu())
     standard = NoiseSchedule.scaled_linear()
     kept = 1.0 / (1.0 + sigmas**2)
     if len(kept) == standard.steps and torch.allclose(kept, standard.alphas_cumprod, rtol=1e-5, atol=0.0):

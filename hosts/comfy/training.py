@@ -65,7 +65,7 @@ class ComfyBackbone:
             return {"context": context}
         if pooled is None:
             raise ValueError("SDXL needs the pooled text embedding; encode the captions with SDXL's own CLIP")
-        items = zip(pooled.to(self.device).split(1), sizes.tolist(), strict=True)
+        items = zip(pooled.split(1), sizes.tolist(), strict=True)
         return {"context": context, "y": torch.cat([self._vector(each, size) for each, size in items])}
 
     def _vector(self, pooled: Tensor, size: list[int]) -> Tensor:

@@ -69,9 +69,12 @@ class StockLevels:
         kept = schedule.alphas_cumprod.clamp(min=_COMFY_TERMINAL)
         sigmas = ((1.0 - kept) / kept).sqrt()
         self.sigmas, self._logs, self._prediction = sigmas.float(), sigmas.log().float(), prediction
+        self._on_device = self._logs
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        logs = self._logs.to(sigma.device)
+        if self._on_device.device != sigma.device:  # once: a copy would wait for the device each time
+            self._on_device = self._logs.to(sigma.device)
+        logs = self._on_device
         return (sigma.log().reshape(-1) - logs[:, None]).abs().argmin(dim=0).reshape(sigma.shape)
 
     def sigma(self, tau: Tensor) -> Tensor:

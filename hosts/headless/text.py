@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...training.transfer import to_device
 from ..port import HostError
 from . import prompts
 from .tokens import tokenize
@@ -59,7 +60,12 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, text: str | Mapping[str, str]) -> list[list[Any]]:
-        """CONDITIONING of a prompt: context (1, 77 · chunks, width) and pooled output (1, width).
+        """CONDITIONING of a prompt, on the CPU; see `encoded`."""
+        context, pooled = self.encoded(text)
+        return [[context.cpu(), {"pooled_output": pooled.cpu()}]]
+
+    def encoded(self, text: str | Mapping[str, str]) -> tuple[Tensor, Tensor]:
+        """Context (1, 77 · chunks, width) and pooled output (1, width) of a prompt, on the encoders' device.
 
         A token's weight w moves its embedding away from the empty prompt's: empty + w (embedding - empty).
         SDXL: both encoders' contexts side by side, OpenCLIP-bigG's pooled output.
@@ -79,7 +85,7 @@ class TextEncoder:
             part = parts[key] + [empty] * (longest - len(parts[key]))
             context, pooled = _weighted(tower, part, empty)
             contexts.append(context)
-        return [[torch.cat(contexts, dim=-1).cpu(), {"pooled_output": pooled.cpu()}]]
+        return torch.cat(contexts, dim=-1), pooled
 
     def _checked(self, texts: Mapping[str, str]) -> Mapping[str, str]:
         if set(texts) != set(self.towers):
@@ -109,9 +115,9 @@ def _weighted(tower: Tower, parts: list[prompts.Chunk], empty: prompts.Chunk) ->
     """Context (1, 77 · chunks, width) and the first chunk's pooled output (1, width)."""
     weighted = any(weight != 1.0 for chunk in parts for weight in chunk.weights)
     ids = [chunk.ids for chunk in ([*parts, empty] if weighted else parts)]
-    context, pooled = tower(torch.tensor(ids, device=next(tower.parameters()).device))
+    context, pooled = tower(to_device(torch.tensor(ids), next(tower.parameters()).device))
     if weighted:
-        factor = torch.tensor([chunk.weights for chunk in parts], device=context.device)[..., None]
+        factor = to_device(torch.tensor([chunk.weights for chunk in parts]), context.device)[..., None]
         context, nothing = context[:-1], context[-1]
         context = torch.where(factor == 1.0, context, (context - nothing) * factor + nothing)
     return context.flatten(0, 1)[None], pooled[:1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -35,11 +34,9 @@ class HeadlessText:
         return {path.removeprefix(f"{outer}.") if outer else path: name for path, name in names.items()}
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """As `TextEncoder.encode`, with gradients; a caption that occurs twice is encoded once."""
-        encode = inspect.unwrap(type(self._encoder).encode)  # without its no_grad
-        encoded = {caption: encode(self._encoder, caption)[0] for caption in dict.fromkeys(captions)}
-        contexts = [encoded[caption][0] for caption in captions]
-        pooled = [encoded[caption][1]["pooled_output"] for caption in captions]
+        """As `TextEncoder.encoded`; a caption that occurs twice is encoded once."""
+        encoded = {caption: self._encoder.encoded(caption) for caption in dict.fromkeys(captions)}
+        contexts, pooled = zip(*(encoded[caption] for caption in captions), strict=True)
         length = math.lcm(*(context.shape[1] for context in contexts))
         contexts = [context.repeat(1, length // context.shape[1], 1) for context in contexts]
         return torch.cat(contexts), torch.cat(pooled)
