@@ -197,3 +197,10 @@ def test_a_request_to_end_is_heard_before_the_next_step(pictures, tmp_path, monk
     with pytest.raises(training.Stopped):
         running.one(task.loss)
     assert running.step == 0
+
+
+def test_the_rate_rises_stays_falls_and_ends():
+    plan = training.OpenPlan(steps=10**9, rate=1.0, warm_up=10, hold=100, ends=1000)
+    assert [plan.rate_at(0), plan.rate_at(50), plan.rate_at(100)] == [0.1, 1.0, 1.0]
+    assert plan.rate_at(400) == 0.5 and plan.rate_at(900) == pytest.approx(1 / 6) and plan.rate_at(1000) == 0.0
+    assert training.OpenPlan(steps=10**9, rate=1.0, hold=100).rate_at(10_000) == pytest.approx(0.1)

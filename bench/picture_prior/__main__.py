@@ -35,13 +35,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="that compute (%(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="fetch and draw the pictures")
-    commands.add_parser("autoencoder", help="train the autoencoder")
+    commands.add_parser("autoencoder", help="train the autoencoder; a trained one: its decoder further")
     reconstructions = commands.add_parser("reconstructions", help="pictures beside what the autoencoder makes of them")
     reconstructions.add_argument("png", type=Path)
     encode = commands.add_parser("encode", help="the pictures as latents, in more variants than the one that is needed")
     encode.add_argument("--variants", type=int, default=4, help="in all (%(default)s)")
     train = commands.add_parser("train", help="train the network, or go on")
-    train.add_argument("--hours", type=float, default=2.0, help="from now (%(default)s)")
+    train.add_argument("--hours", type=float, default=2.0, help="from now, at most (%(default)s)")
+    train.add_argument("--until", type=int, default=0, help="last step; the rate falls to nothing before it (no end)")
     sample = commands.add_parser("sample", help="a grid of prompts and consecutive seeds")
     sample.add_argument("png", type=Path)
     sample.add_argument("--prompt", action="append", help="a row; several: given several times")
@@ -68,9 +69,9 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _autoencoder(options: argparse.Namespace) -> None:
-    from .autoencoder import trained
+    from .autoencoder import learn
 
-    trained(options.work)
+    learn(options.work)
 
 
 def _reconstructions(options: argparse.Namespace) -> None:
@@ -86,9 +87,12 @@ def _encode(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from .training import train
+    from dataclasses import replace
 
-    train(options.work, options.hours, f"{_NAME} train --hours {options.hours:g}")
+    from .training import PLAN, train
+
+    command = f"{_NAME} train --hours {options.hours:g}" + (f" --until {options.until}" if options.until else "")
+    train(options.work, options.hours, command, replace(PLAN, ends=options.until))
 
 
 def _sample(options: argparse.Namespace) -> None:

@@ -5,13 +5,16 @@ Its networks compute z = encoder(image) and image = decoder(z), with z of mean 0
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from ...files import written_whole
 from .. import tiny_taesd
 from ..short_training import Plan
 from ..widen import widened
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 WIDTH, WIDE = 32, 64
 """Channels that are trained, and TAESD's."""
 PLAN = Plan(steps=2000, rate=2e-3, warm_up=50, average=0.995, save_every=120.0)
+REFINING = Plan(steps=3000, rate=1e-3, warm_up=50, average=0.995, save_every=120.0)
+"""Of the decoder alone."""
 _BATCH, _CUT = 12, 64
 _MOTION = Motion(turn=15.0, smallest=0.6, largest=1.1, shift=0.15)
 _RECOLOURED = 0.2
@@ -72,38 +77,75 @@ def sharpness_loss(made: Tensor, images: Tensor) -> Tensor:
     return loss
 
 
+class _Shown:
+    """Batches of moved pictures.
+
+    Args:
+        pictures: of which they are drawn.
+    """
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pixels = torch.from_numpy(pictures.pixels)
+        self._mirrored = torch.tensor([picture.mirrored for picture in pictures.about])
+
+    def drawn(self, random: torch.Generator) -> Tensor:
+        """Images (12, 3, 64, 64) in [-1, 1], cut from larger ones."""
+        chosen = torch.randint(0, len(self._pixels), (_BATCH,), generator=random)
+        images = cut(moved(self._pixels[chosen], self._mirrored[chosen], _MOTION, random), _CUT, random)
+        images = recoloured(images, _RECOLOURED, random)
+        return images.contiguous(memory_format=torch.channels_last) * 2.0 - 1.0
+
+
 def train(pictures: Pictures, work: Path, plan: Plan = PLAN) -> AutoencoderTiny:
-    """The autoencoder, trained on the pictures that are not held out; continues where its state was saved.
+    """The autoencoder, trained on the pictures; continues where its state was saved.
 
     Args:
         work: folder of the state, autoencoder_training.safetensors.
     """
-    module = autoencoder(WIDTH).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    pixels = torch.from_numpy(pictures.pixels)
-    mirrored = torch.tensor([picture.mirrored for picture in pictures.about])
+    module, shown = autoencoder(WIDTH).to(memory_format=torch.channels_last), _Shown(pictures)  # type: ignore[call-overload]
 
     def loss(random: torch.Generator) -> Tensor:
-        chosen = torch.randint(0, len(pixels), (_BATCH,), generator=random)
-        images = cut(moved(pixels[chosen], mirrored[chosen], _MOTION, random), _CUT, random)
-        images = recoloured(images, _RECOLOURED, random)
-        images = images.contiguous(memory_format=torch.channels_last) * 2.0 - 1.0
+        images = shown.drawn(random)
         z = module.encoder(images)
-        made = module.decoder(z + _NOISE * torch.randn(z.shape, generator=random))
         spread, centre = torch.std_mean(z, dim=(0, 2, 3))
-        return sharpness_loss(made, images) + _MOMENTS * (centre.square() + (spread - 1.0).square()).mean()
+        moments = (centre.square() + (spread - 1.0).square()).mean()
+        return sharpness_loss(module.decoder(_noisy(z, random)), images) + _MOMENTS * moments
 
     training = LongTraining(module, plan, work / "autoencoder_training.safetensors", "1", "autoencoder")
     training.run(loss)
-    return training.averaged()
+    return training.averaged()  # type: ignore[return-value]
 
 
-def trained(work: Path) -> AutoencoderTiny:
-    """Trains it, or goes on, and writes autoencoder.safetensors (float32)."""
-    from safetensors.torch import save_file
+def refine(pictures: Pictures, work: Path, plan: Plan = REFINING) -> AutoencoderTiny:
+    """The trained autoencoder with a decoder that was trained on; the encoder and so all latents stay.
 
-    module = train(load(work).chosen(lambda picture: not picture.held_out), work)
-    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, str(path(work)))
+    Args:
+        work: folder of autoencoder.safetensors and of the state, decoder_training.safetensors.
+    """
+    module, shown = read(work).to(memory_format=torch.channels_last), _Shown(pictures)  # type: ignore[call-overload]
+
+    def loss(random: torch.Generator) -> Tensor:
+        images = shown.drawn(random)
+        with torch.no_grad():
+            z = module.encoder(images)
+        return sharpness_loss(module.decoder(_noisy(z, random)), images)
+
+    training = LongTraining(module.decoder, plan, work / "decoder_training.safetensors", encoder_hash(work), "decoder")
+    training.run(loss)
+    training.averaged()
     return module
+
+
+def _noisy(z: Tensor, random: torch.Generator) -> Tensor:
+    return z + _NOISE * torch.randn(z.shape, generator=random)
+
+
+def learn(work: Path) -> None:
+    """Trains the autoencoder, or goes on, and writes autoencoder.safetensors (float32); a trained one is refined."""
+    pictures = load(work).chosen(lambda picture: not picture.held_out)
+    module = refine(pictures, work) if path(work).is_file() else train(pictures, work)
+    with written_whole(path(work)) as temporary:
+        save_file({key: value.contiguous() for key, value in module.state_dict().items()}, str(temporary))
 
 
 def path(work: Path) -> Path:
@@ -113,11 +155,17 @@ def path(work: Path) -> Path:
 
 def read(work: Path) -> AutoencoderTiny:
     """The trained autoencoder."""
-    from safetensors.torch import load_file
-
     module = autoencoder(WIDTH)
     module.load_state_dict(load_file(str(path(work))))
     return module
+
+
+def encoder_hash(work: Path) -> str:
+    """Tells latents of one encoder from those of another, whatever its decoder."""
+    sha = hashlib.sha256()
+    for key, value in sorted(read(work).encoder.state_dict().items()):
+        sha.update(key.encode() + value.numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def comparison(pictures: Pictures, work: Path, columns: int = 16, count: int = 4) -> Tensor:

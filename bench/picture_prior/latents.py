@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ...files import sha256_of, written_whole
+from ...files import written_whole
 from . import autoencoder
 from .data import Pictures
 from .moving import Motion, moved
@@ -64,7 +64,7 @@ def _path(work: Path, variant: int) -> Path:
 
 
 def _key(pictures: Pictures, work: Path) -> str:
-    return f"{sha256_of(autoencoder.path(work))} {MOTION} {len(pictures.about)}"
+    return f"{autoencoder.encoder_hash(work)} {MOTION} {len(pictures.about)}"
 
 
 def _read(pictures: Pictures, work: Path, variant: int) -> Tensor | None:

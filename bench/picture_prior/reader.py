@@ -21,7 +21,7 @@ from .moving import moved
 log = logging.getLogger(__name__)
 FEATURES = 128
 _CHANNELS = (32, 64, 128, 256)
-_PLAN = Plan(steps=4500, rate=3e-3, warm_up=100, average=0.998, save_every=120.0)
+_PLAN = Plan(steps=3000, rate=3e-3, warm_up=100, average=0.998, save_every=120.0)
 _BATCH = 64
 _SMOOTHING, _DROPPED = 0.05, 0.2
 
@@ -94,13 +94,12 @@ def trained(pictures: data.Pictures, work: Path, plan: Plan = _PLAN) -> Reader:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         reader = Reader(classes)
-    pixels, labels = torch.from_numpy(pictures.pixels), classes.labels(pictures.about)
+    pixels, labels = _halved(torch.from_numpy(pictures.pixels)), classes.labels(pictures.about)
     mirrored = torch.tensor([picture.mirrored for picture in pictures.about])
 
     def loss(random: torch.Generator) -> Tensor:
         chosen = torch.randint(0, len(pixels), (_BATCH,), generator=random)
-        images = moved(pixels[chosen], mirrored[chosen], latents.MOTION, random)
-        images = _blurred(functional.avg_pool2d(images, 2), random)
+        images = _blurred(moved(pixels[chosen], mirrored[chosen], latents.MOTION, random), random)
         return torch.stack([
             functional.cross_entropy(logits, labels[chosen, i], label_smoothing=_SMOOTHING)
             for i, logits in enumerate(reader(images))
@@ -109,6 +108,13 @@ def trained(pictures: data.Pictures, work: Path, plan: Plan = _PLAN) -> Reader:
     training = ShortTraining(reader, plan, work / "reader.safetensors", f"1 {len(classes.objects)}", "reader")
     training.run(loss)
     return training.averaged()  # type: ignore[return-value]
+
+
+def _halved(pixels: Tensor) -> Tensor:
+    """uint8 (N, H/2, W/2, 3) of (N, H, W, 3), averaged."""
+    count, height, width, channels = pixels.shape
+    blocks = pixels.reshape(count, height // 2, 2, width // 2, 2, channels)
+    return torch.stack([block.float().mean(dim=(1, 3)).round().byte() for block in blocks])
 
 
 def _blurred(images: Tensor, random: torch.Generator) -> Tensor:

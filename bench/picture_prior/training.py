@@ -25,6 +25,7 @@ from .stored import Prior
 
 log = logging.getLogger(__name__)
 _EMPTY = 0.1
+_LAST = 5.0
 _FOREVER = 10**9
 _SAVED_EVERY = 300.0
 _LOGGED_EVERY = 50
@@ -32,22 +33,27 @@ _LOGGED_EVERY = 50
 
 @dataclass(frozen=True)
 class OpenPlan(Plan):
-    """A plan without an end: the rate stays for `hold` steps and then falls with one over the root of the step.
+    """A plan that may have no end: the rate stays for `hold` steps and then falls with one over the root of the step.
+
+    With an end in sight (`ends`) it falls to nothing over the last fifth of all steps, which makes pictures sharper.
 
     Args:
         hold: steps of the full rate.
         began: step at which the optimizer's moments began; the rate rises from there.
         batch: pictures a step.
+        ends: last step; 0: none.
     """
 
     hold: int = 4000
     began: int = 0
     batch: int = 32
+    ends: int = 0
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, 0 being the first."""
         rise = min(1.0, (step - self.began + 1) / max(self.warm_up, 1))
-        return self.rate * rise * min(1.0, (self.hold / max(step, 1)) ** 0.5)
+        fall = min(1.0, _LAST * (1.0 - step / self.ends)) if self.ends else 1.0
+        return self.rate * rise * max(0.0, fall) * min(1.0, (self.hold / max(step, 1)) ** 0.5)
 
 
 PLAN = OpenPlan(steps=_FOREVER, rate=1.5e-3, warm_up=200, average=0.9995, save_every=float("inf"))
@@ -90,7 +96,7 @@ class Task:
 
 
 def train(work: Path, hours: float, command: str, plan: OpenPlan = PLAN) -> Path:
-    """Trains up to a time, or until the process is asked to end; returns the stored prior's path.
+    """Trains up to a time, the plan's end, or until the process is asked to end; returns the stored prior's path.
 
     Args:
         work: folder of the pictures, the latents and the states; prior.safetensors is written there.
@@ -158,7 +164,7 @@ class _Session:
         """
         start = saved = logged = time.monotonic()
         try:
-            while time.monotonic() - start < seconds:
+            while time.monotonic() - start < seconds and not 0 < self._plan.ends <= self._training.step:
                 self._losses.append(self._training.one(self._task.loss))
                 if self._training.step % _LOGGED_EVERY == 0:
                     logged = self._report(logged)
