@@ -248,7 +248,8 @@ def _memory_inputs() -> dict[str, Any]:
             PRECISIONS,
             "auto",
             "Number format of the network's products while training; LoRA weights are always float32. auto: bf16 on"
-            " GPUs that have it, else fp16; the checkpoint's own on the CPU.",
+            " GPUs that have it, fp16 on older NVIDIA cards, fp32 on the CPU and on Macs. fp32 computes in float32,"
+            " whatever the checkpoint is stored in, for which half-precision weights are kept a second time.",
         ),
         "accumulation": count(
             1,

@@ -197,7 +197,9 @@ class Loop:
 
     @contextmanager
     def product_in_place(self) -> Iterator[None]:
-        """The weights that are saved and sampled (averages, where there are any) stand in the network."""
+        """The weights that are saved and sampled (averages, where there are any) stand in the network, which is ready:
+        what is saved of DoRA is told by the frozen weights, too."""
+        self._backbone.ready()
         with optimizers.weights_to_use(self._optimizer, self._parameters), self._averages.in_place():
             yield
 

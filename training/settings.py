@@ -26,8 +26,8 @@ class OptimizerSettings:
         accumulation: micro-batches a step: `batch_size` is split into so many network calls.
         checkpointing: blocks of the network forget their activations and compute them again in the backward pass.
         ema: decay of the averaged weights, which are then the ones that are saved; 0 is none; reached gradually.
-        precision: of the matrix products while training: "auto" is bf16 on GPUs that have it, else fp16 there, and
-            the network's own precision on the CPU; "fp32" never casts.
+        precision: of the matrix products while training: "auto" is bf16 on GPUs that have it, fp16 on older NVIDIA
+            cards, else fp32; "fp32" computes in float32 whatever the weights are kept in.
         compile: the network through torch.compile.
         text_rate: learning rate of the text encoder's LoRA as a part of the network's, where it is trained.
 
