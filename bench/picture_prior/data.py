@@ -1,4 +1,4 @@
-"""The pictures with their captions: emoji of three styles to learn, a tenth of the pairs held out, a fourth style unseen.
+"""The pictures with their captions: emoji of three styles to learn, a tenth of them held out, a fourth style unseen.
 
 One array of all pictures and what each shows.
 """
@@ -41,7 +41,7 @@ CATEGORIES = {
 }
 """emojibase's groups without flags and skin tones."""
 _MIRRORED = (0, 1, 3, 4, 6)
-"""Groups whose pictures mean the same seen in a mirror, if no word of theirs says otherwise; the others have writing."""
+"""Groups whose pictures mean the same seen in a mirror, if no word says otherwise; the others have writing."""
 _SIDED = {"left", "right", "leftwards", "rightwards", "clockwise", "anticlockwise", "counterclockwise", "medal"}
 _TENTHS = 10
 _LEFT_OUT = ("1f595",)
@@ -128,7 +128,9 @@ def load(folder: Path, title: str = "pictures") -> Pictures:
         RuntimeError: they are not there.
     """
     if not (folder / f"{title}.npz").is_file():
-        raise RuntimeError(f"there are no pictures in {folder}: run 'python -m diff2flow_nodes.bench.picture_prior data'")
+        raise RuntimeError(
+            f"there are no pictures in {folder}: run 'python -m diff2flow_nodes.bench.picture_prior data'"
+        )
     about = json.loads((folder / f"{title}.json").read_text(encoding="utf-8"))
     pictures = [Picture(**{**entry, "keywords": tuple(entry["keywords"])}) for entry in about["pictures"]]
     return Pictures(np.load(folder / f"{title}.npz")["pixels"], pictures)

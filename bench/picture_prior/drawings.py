@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +41,13 @@ def twemoji(folder: Path) -> Iterator[Drawing]:
 def fluent(folder: Path) -> Iterator[Drawing]:
     """Microsoft's Fluent Emoji, the three-dimensional ones."""
     for name, content in packages.members(packages.FLUENT.archive(folder), "assets/", ".webp"):
-        yield code(name), lambda content=content: _flat(content)  # type: ignore[misc]
+        yield code(name), partial(_flat, content)
 
 
 def openmoji(folder: Path) -> Iterator[Drawing]:
     """OpenMoji, in colour."""
     for name, content in packages.members(packages.OPENMOJI.archive(folder), "color/svg/", ".svg"):
-        yield code(name), lambda content=content: _drawn(content.decode())  # type: ignore[misc]
+        yield code(name), partial(_drawn, content.decode())
 
 
 def _icons(archive: Path) -> Iterator[Drawing]:
@@ -56,7 +57,7 @@ def _icons(archive: Path) -> Iterator[Drawing]:
         if icon is None:  # an alias of a drawing that another hexcode has
             continue
         width, height = (icon.get(side, icons.get(side, 16)) for side in ("width", "height"))
-        yield code(hexcode), lambda svg=_SVG.format(w=width, h=height, body=icon["body"]): _drawn(svg)  # type: ignore[misc]
+        yield code(hexcode), partial(_drawn, _SVG.format(w=width, h=height, body=icon["body"]))
 
 
 def _drawn(svg: str) -> np.ndarray:

@@ -41,7 +41,9 @@ class Verdict:
 
     def line(self) -> str:
         """A row of a Markdown table."""
-        shares = (f"{100 * learned:.1f} / {100 * held:.1f}" for learned, held in (self.style, self.category, self.objects))
+        shares = (
+            f"{100 * learned:.1f} / {100 * held:.1f}" for learned, held in (self.style, self.category, self.objects)
+        )
         return f"| {self.steps} | {self.cfg:g} | {' | '.join(shares)} | {self.distance:.2f} |"
 
 

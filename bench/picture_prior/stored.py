@@ -57,7 +57,9 @@ def newest(work: Path) -> Path:
     for path in (path_in(work), COMMITTED):
         if path.is_file():
             return path
-    raise RuntimeError(f"there is no trained prior in {work}: run 'python -m diff2flow_nodes.bench.picture_prior train'")
+    raise RuntimeError(
+        f"there is no trained prior in {work}: run 'python -m diff2flow_nodes.bench.picture_prior train'"
+    )
 
 
 def write(path: Path, prior: Prior) -> None:

@@ -113,7 +113,8 @@ def train(work: Path, hours: float, command: str, plan: OpenPlan = PLAN) -> Path
     count = len(pictures.about)
     size, variants = millions(training.module), len(z.z)
     log.info("%.2f million parameters, %d pictures x %d, step %d", size, count, variants, training.step)
-    _Session(training, task, work, command, seconds).run(3600.0 * hours, Prior(training.module, module, z.mean, z.std, {}))
+    prior = Prior(training.module, module, z.mean, z.std, {})  # type: ignore[arg-type]
+    _Session(training, task, work, command, seconds).run(3600.0 * hours, prior)
     return stored.path_in(work)
 
 
