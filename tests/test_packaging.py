@@ -63,7 +63,7 @@ def test_requirements_and_dependencies_agree():
     """ComfyUI-Manager reads requirements.txt, the registry pyproject.toml; what ComfyUI brings is not asked for."""
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     wanted = {line for line in lines if line and not line.startswith("#")}
-    brought = {"torch", "safetensors", "pillow", "numpy", "scipy"}
+    brought = {"torch", "safetensors", "pillow", "numpy", "scipy", "psutil"}
     assert set(PROJECT["project"]["dependencies"]) - brought == wanted
 
 
