@@ -112,6 +112,7 @@ def bare_steps(
     shape: tuple[int, ...],
     steps: int,
     cast: torch.dtype | None = None,
+    fused: bool = True,
 ) -> None:
     """The bare steps of a network that is ready to be trained.
 
@@ -121,11 +122,12 @@ def bare_steps(
         shape: of x.
         steps: how many.
         cast: of the matrix products, None for none.
+        fused: whether AdamW is one kernel, as ours is.
     """
     draw, device = torch.Generator().manual_seed(2), parameters[0].device
     x, target = (torch.randn(shape, generator=draw).to(device) for _ in "12")
     tau = 999.0 * torch.rand(shape[0], generator=draw).to(device)
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, fused=fused)
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, cast, enabled=cast is not None):
