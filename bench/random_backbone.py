@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..alignment import NoiseSchedule
 from ..hosts.headless.model import LATENT_SCALES, run_unet
 from ..training.conditioning import beside_image
+from ..training.insertion import Insertion
+from ..training.memory import release
 from .ldm_layout import UNET_PREFIX
 
 TOKENS, POOLED = 77, 1280
@@ -64,6 +66,20 @@ class RandomBackbone:
     def layer_names(self) -> Mapping[str, str]:
         """diffusers' names, of every layer."""
         return {path: path for path, module in self.module.named_modules() if hasattr(module, "weight")}
+
+    @contextmanager
+    def holding(self, insertion: Insertion) -> Iterator[None]:
+        """Nobody but the training handles this network."""
+        try:
+            yield
+        finally:
+            insertion.remove()
+
+    def ready(self) -> None:
+        """It always is."""
+
+    def free_memory(self) -> None:
+        release(self.device)
 
     @contextmanager
     def sampled(self) -> Iterator[RandomBackbone]:

@@ -12,6 +12,7 @@ import torch
 
 from ...training.finetune import Job, Keeping, finetune
 from ...training.layers import PRESETS
+from ...training.port import Progress
 from ...training.product import Output
 from ..random_backbone import RandomBackbone
 from .setting import Setting, emptied, peak, pretended_card
@@ -50,27 +51,36 @@ def _tried(setting: Setting, gib: int, family: str, case: Case) -> dict[str, Any
 
 
 def _ran(backbone: RandomBackbone, side: int, case: Case, folder: Path) -> dict[str, Any]:
+    progress = _Told()
     try:
-        _train(backbone, side, case, folder)
+        _train(backbone, side, case, folder, progress)
     except (torch.cuda.OutOfMemoryError, ValueError) as error:
         return {"fits": False, "said": " ".join(str(error).split())[:300], **peak()}
-    return {"fits": True, **peak()}
+    return {"fits": True, "in_smaller_calls": progress.of_memory, **peak()}
 
 
-def _train(backbone: RandomBackbone, side: int, case: Case, folder: Path) -> None:
+def _train(backbone: RandomBackbone, side: int, case: Case, folder: Path, progress: Progress) -> None:
     """A run as Diff2Flow Train makes it, thrown away."""
     with tempfile.TemporaryDirectory(dir=folder) as name, dataset(backbone, side) as data:
         if PRESETS[case.preset].full:
             backbone.save(Path(name) / "base.safetensors")
         (Path(name) / "loras").mkdir()
         output, keeping = Output(Path(name) / "loras", "card"), Keeping(Path(name) / "runs", save_every=0)
-        finetune(Job(backbone, data, PRESETS[case.preset], case.settings(_STEPS), output, keeping), _Silent())
+        finetune(Job(backbone, data, PRESETS[case.preset], case.settings(_STEPS), output, keeping), progress)
 
 
-class _Silent:
-    """Progress that nobody looks at."""
+class _Told:
+    """Progress that nobody looks at.
 
-    def update(self, done: int, text: str = "", preview: Any = None) -> None: ...
+    Attributes:
+        of_memory: what it was told of memory that ran out on the way, "" where it did not.
+    """
+
+    of_memory = ""
+
+    def update(self, done: int, text: str = "", preview: Any = None) -> None:
+        if "memory ran out" in text:
+            self.of_memory = text
 
     def event(self, entry: Mapping[str, Any]) -> None: ...
 

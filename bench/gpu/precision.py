@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -17,7 +17,7 @@ from ...training.settings import OptimizerSettings, TrainSettings
 from ..random_backbone import RandomBackbone
 from ..tiny_unet import unet_config
 from .setting import Setting, emptied
-from .steps import dataset
+from .steps import computing, dataset
 
 _WAYS = {
     "fp32": (torch.float32, "fp32"),
@@ -26,9 +26,10 @@ _WAYS = {
     "fp16 weights, autocast bf16": (torch.float16, "bf16"),
     "fp16 weights, autocast fp16": (torch.float16, "fp16"),
     "fp16 weights, precision fp32": (torch.float16, "fp32"),
-    "bf16 weights, precision fp32": (torch.bfloat16, "fp32"),
+    "native fp16": (torch.float16, ""),
+    "native bf16": (torch.bfloat16, ""),
 }
-"""The weights' dtype, and the precision of Diff2Flow Optimizer Config."""
+"""The weights' dtype, and the precision of Diff2Flow Optimizer Config; "": everything in the weights' dtype."""
 _IN_SMALL = ("fp32 weights, autocast bf16",)
 _LORA = LoraSettings(groups=GROUPS, rank=8, alpha=8.0)
 _FP16_SCALE = 65536.0
@@ -75,8 +76,9 @@ def _compare(
 
 def _measured(backbone: RandomBackbone, side: int, precision: str) -> Measured:
     scale = _FP16_SCALE if precision == "fp16" else 1.0
-    settings = TrainSettings(1, _BATCH, 1e-4, optimizer=OptimizerSettings(precision=precision))
-    with dataset(backbone, side, _BATCH) as data, _changed(backbone) as adapters:
+    settings = TrainSettings(1, _BATCH, 1e-4, optimizer=OptimizerSettings(precision=precision or "fp32"))
+    place = computing(backbone, precision) if precision else nullcontext()
+    with dataset(backbone, side, _BATCH) as data, place, _changed(backbone) as adapters:
         loop, losses = Loop(backbone, data, adapters, settings, Processes()), []
         for step in range(_BATCHES):
             loss = loop.loss(loop.micro_batch(list(range(_BATCH)), step))

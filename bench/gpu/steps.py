@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import torch
 from ...training.adapters import Trained, trainable
 from ...training.checkpointing import checkpointed
 from ...training.dataset import LatentDataset
+from ...training.insertion import float32_network
 from ...training.layers import PRESETS
-from ...training.loop import Loop
-from ...training.memory import estimate
+from ...training.loop import Loop, autocast_dtype
+from ...training.memory import estimate, memory_of
 from ...training.parallel import Processes
 from ...training.settings import OptimizerSettings, TrainSettings
 from ..random_backbone import RandomBackbone, square_sizes
@@ -81,9 +82,15 @@ def prepared(backbone: RandomBackbone, case: Case) -> Iterator[Trained]:
         if PRESETS[case.preset].full:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             backbone.save(Path(folder) / "base.safetensors")
+        stack.enter_context(computing(backbone, case.precision))
         adapters = stack.enter_context(trainable(backbone, PRESETS[case.preset], 0))
         stack.enter_context(checkpointed(backbone.module, case.checkpointing))
         yield adapters
+
+
+def computing(backbone: RandomBackbone, precision: str) -> AbstractContextManager[Any]:
+    """The network as Diff2Flow Train has it for a precision: in float32 where nothing is cast."""
+    return nullcontext() if autocast_dtype(precision, backbone.device) else float32_network(backbone)
 
 
 def measured(
@@ -121,18 +128,16 @@ def measured(
 
 
 def _reckoned(backbone: RandomBackbone, side: int, case: Case) -> dict[str, int]:
-    """What the pack's memory check says, in bytes; preset full keeps the originals beside what it trains."""
-    originals = sum(weight.numel() * weight.element_size() for weight in backbone.module.parameters())
+    """What the pack's memory check says, in bytes."""
+    originals = memory_of(backbone.module)
     with emptied(), dataset(backbone, side) as data, prepared(backbone, case) as adapters:
         loop = Loop(backbone, data, adapters, case.settings(1), Processes())
         micro = loop.micro_batch(list(range(case.batch)), 0)
-        found = estimate(backbone.module, case.settings(1), lambda: loop.loss(micro))
+        found = estimate(backbone.module, case.settings(1), lambda: loop.loss(micro), originals)
     if found is None:
         return {}
     parts = {name: getattr(found, name) for name in ("frozen", "trained", "activations")}
-    if PRESETS[case.preset].full:
-        parts["frozen"] = originals
-    return {"estimate_bytes": sum(parts.values()), **{f"estimate_{name}_bytes": each for name, each in parts.items()}}
+    return {"estimate_bytes": found.total, **{f"estimate_{name}_bytes": each for name, each in parts.items()}}
 
 
 def _ours(backbone: RandomBackbone, side: int, case: Case, steps: int) -> tuple[list[float], dict[str, int]]:
