@@ -8,11 +8,14 @@ FOLDER/models/checkpoints holds both checkpoints: the first is sampled and train
 from __future__ import annotations
 
 import argparse
+import importlib.abc
+import importlib.util
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,18 +26,40 @@ NOT_NEEDED = ("av", "kornia", "spandrel", "comfy_angle", "simpleeval", "blake3")
 """What ComfyUI imports and a lent machine may lack."""
 
 
-def stand_in(names: tuple[str, ...] = NOT_NEEDED) -> None:
-    """Empty packages for what is not installed."""
-    for name in names:
-        try:
-            __import__(name)
-        except ImportError:
-            module = types.ModuleType(name)
-            module.__path__ = []
-            sys.modules[name] = module
+class _Any(type):
+    """A class that has, under every name, another one."""
+
+    def __getattr__(cls, name: str) -> _Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Any(name, (), {})
 
 
-stand_in()
+class _Nothing(types.ModuleType):
+    """A module in which every name is such a class."""
+
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str) -> _Any:
+        return getattr(_Any("Nothing", (), {}), name)
+
+
+class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds packages, and whatever is said to be in them, that are not installed."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._missing = {name for name in names if importlib.util.find_spec(name) is None}
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] in self._missing else None
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return _Nothing(spec.name)
+
+    def exec_module(self, module: types.ModuleType) -> None: ...
+
+
+sys.meta_path.append(_StandIns(NOT_NEEDED))
 
 from comfy_process import DEVICE, arguments, dynamic_vram, pack  # noqa: E402  (starts ComfyUI)
 

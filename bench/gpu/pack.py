@@ -30,11 +30,11 @@ TRIMMED: Mapping[str, Callable[[str], bool]] = {
 }
 """Packages that are unpacked, and which of their files are kept. ComfyUI 0.33 imports comfy_kitchen, whose eager backend
 needs no library; comfy_aimdo is its dynamic VRAM; 8-bit AdamW is for the CUDA that torch was built with."""
-_LEFT_OUT = (".git", ".github", "web", "tests", "tests-unit", "models", "input", "output", "user", "blueprints",
-             "comfy_api_nodes", "script_examples", "custom_nodes", "alembic_db", "__pycache__", "*.safetensors", "*.pyc",
-             "openapi.yaml")  # fmt: skip
-_TOKENIZERS = ("qwen25_tokenizer", "qwen35_tokenizer", "ace_lyrics_tokenizer", "t5_pile_tokenizer", "t5_tokenizer",
-               "llama_tokenizer", "byt5_tokenizer", "hydit_clip_tokenizer", "gemma*tokenizer*")  # fmt: skip
+_LEFT_OUT = {".git", ".github", "web", "tests", "tests-unit", "models", "input", "output", "user", "blueprints",
+             "comfy_api_nodes", "script_examples", "custom_nodes", "alembic_db", "openapi.yaml"}  # fmt: skip
+"""Of a checkout's own folder; and anywhere in it:"""
+_NOWHERE = ("__pycache__", "*.pyc", "*.safetensors", "qwen*_tokenizer", "t5_*tokenizer", "llama_tokenizer",
+            "ace_lyrics_tokenizer", "byt5_tokenizer", "hydit_clip_tokenizer", "gemma*tokenizer*")  # fmt: skip
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux_2_17_x86_64",
               "manylinux_2_12_x86_64", "manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64")  # fmt: skip
 
@@ -89,7 +89,12 @@ def unpack(name: str, kept: Callable[[str], bool], site: Path, python: str) -> N
 
 def copy_comfyui(checkout: Path, folder: Path) -> None:
     """What a process needs of ComfyUI without its server's pages and models' tokenizers."""
-    shutil.copytree(checkout, folder, ignore=shutil.ignore_patterns(*_LEFT_OUT, *_TOKENIZERS))
+    anywhere = shutil.ignore_patterns(*_NOWHERE)
+
+    def ignored(place: str, names: list[str]) -> set[str]:
+        return anywhere(place, names) | (_LEFT_OUT if Path(place) == checkout else set())
+
+    shutil.copytree(checkout, folder, ignore=ignored)
     (folder / "models").mkdir(exist_ok=True)
 
 
