@@ -1,4 +1,4 @@
-# `make demo`, `make test` and `make bench`; each sets up its own virtual environment.
+# `make demo`, `make test`, `make bench` and, on a card, `make gpu`; each sets up its own virtual environment.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -12,7 +12,7 @@ demo prior: export OMP_WAIT_POLICY := ACTIVE
 # The installation compiles nothing; what is imported is compiled once and kept, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test prior bench bench-quick clean
+.PHONY: demo test prior bench bench-quick gpu clean
 
 demo: $(READY)
 	$(RUN) -m diff2flow_nodes.bench.demo
@@ -25,6 +25,11 @@ bench: $(READY)
 
 bench-quick: $(READY)
 	$(RUN) -m diff2flow_nodes bench --quick
+
+# ARGS: `--small` tries it on the CPU; names of phases; `make gpu ARGS=--help`. It writes .cache/gpu/findings.jsonl.
+ARGS ?=
+gpu: $(READY)
+	$(RUN) -m diff2flow_nodes.bench.gpu $(ARGS)
 
 prior: $(READY)
 	$(RUN) -m diff2flow_nodes.bench.tiny_prior --quality bench --models .cache/models

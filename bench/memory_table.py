@@ -19,18 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from ..alignment import NoiseSchedule
-from ..hosts.headless.model import run_unet
 from ..training.adapters import trainable
 from ..training.checkpointing import checkpointed
-from ..training.conditioning import beside_image
 from ..training.layers import PRESETS, LoraSettings
 from ..training.memory import Estimate, estimate
 from ..training.objective import Objective, ObjectiveSettings
 from ..training.settings import OptimizerSettings, TrainSettings
 from .full_unets import UNETS
+from .random_backbone import POOLED, TOKENS, RandomBackbone
 
 USUAL_SIDE = {"SD1.5": 512, "SD2.1": 768, "SDXL": 1024}
-_TOKENS, _POOLED, _CHANNELS = 77, 1280, 4
+_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -56,32 +55,17 @@ class Case:
     depth: bool = False
 
 
-class Backbone:
+class Backbone(RandomBackbone):
     """As much of `training.port.Backbone` as the estimate needs, its network without memory for its weights.
 
     Args:
         config: arguments of diffusers' UNet2DConditionModel.
     """
 
-    text = None
-    device = torch.device("cpu")
-
     def __init__(self, config: Mapping[str, Any]) -> None:
-        from diffusers import UNet2DConditionModel
-
-        with torch.device("meta"):
-            self.module: nn.Module = UNet2DConditionModel(**config).requires_grad_(False).half()
-        self.dtype = torch.float16
+        super().__init__(config, torch.device("meta"), torch.float16)
+        self.device = torch.device("cpu")
         self.parameters = sum(parameter.numel() for parameter in self.module.parameters())
-
-    def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-        given = dict(conditioning)
-        x = beside_image(x_diff, given.pop("image", None))
-        return run_unet(self.module, self.dtype, x, tau, given)
-
-    def layer_names(self) -> Mapping[str, str]:
-        """diffusers' names, of every layer."""
-        return {path: path for path, module in self.module.named_modules() if hasattr(module, "weight")}
 
 
 def reckoned(case: Case, config: Mapping[str, Any] | None = None) -> Estimate:
@@ -135,9 +119,9 @@ def _loss(backbone: Backbone, objective: Objective, case: Case) -> Tensor:
 
 
 def _conditioning(case: Case, width: int) -> dict[str, Tensor]:
-    given = {"context": torch.zeros(case.batch, _TOKENS, width)}
+    given = {"context": torch.zeros(case.batch, TOKENS, width)}
     if case.family == "SDXL":
-        given |= {"pooled": torch.zeros(case.batch, _POOLED), "sizes": torch.zeros(case.batch, 6)}
+        given |= {"pooled": torch.zeros(case.batch, POOLED), "sizes": torch.zeros(case.batch, 6)}
     if case.depth:
         given["image"] = torch.zeros(case.batch, _CHANNELS, case.side // 8, case.side // 8)
     return given

@@ -28,6 +28,8 @@ def build_random(
     in_channels: int = 4,
     seed: int = 0,
     text_layers: int | None = None,
+    width: int = 320,
+    device: str = "cpu",
 ) -> Path:
     """Writes a single-file checkpoint of random weights, float16; its samples are blurred colours.
 
@@ -38,6 +40,8 @@ def build_random(
         prediction: "eps" or "v"; "v" adds the marker `v_pred`, which ComfyUI heeds in full SDXL files only.
         text_layers: of the text encoders; None: all (SD1: 12, 250 MB; SD2: 24, 700 MB; SDXL: 12 and 32, 1.6 GB), which
             ComfyUI wants.
+        width: channels of the UNet's first level; ComfyUI wants 320.
+        device: that the UNet is made on: full-size ones take a minute on a CPU. Its weights are others on a GPU.
 
     Raises:
         ValueError: unknown family or prediction, or levels out of range.
@@ -46,7 +50,7 @@ def build_random(
 
     if prediction not in ("eps", "v"):
         raise ValueError(f"prediction {prediction!r} is neither 'eps' nor 'v'")
-    weights = _random_unet(unet_config(levels, blocks, family, in_channels), prediction, seed)
+    weights = _random_unet(unet_config(levels, blocks, family, in_channels, width), prediction, seed, device)
     text_prefix = ldm_layout.SDXL_TEXT_PREFIX if family == "SDXL" else ldm_layout.TEXT_PREFIX
     text = _random_text(family, seed, text_layers)
     state = ldm_layout.checkpoint(weights, _random_vae(family, seed), text, text_prefix)
@@ -57,12 +61,13 @@ def build_random(
     return Path(path)
 
 
-def _random_unet(config: dict[str, Any], prediction: str, seed: int) -> dict[str, Tensor]:
-    unet = random_unet(config, seed)
+def _random_unet(config: dict[str, Any], prediction: str, seed: int, device: str) -> dict[str, Tensor]:
+    unet = random_unet(config, seed, device)
     fit_last_layer(unet, prediction, seed)
     weights = ldm_layout.unet_to_ldm(unet.state_dict(), config["layers_per_block"])
     if prediction == "v" and _V_BIAS in weights:
-        weights[_V_BIAS].normal_(0.0, _V_SPREAD, generator=torch.Generator().manual_seed(seed))
+        spread = torch.Generator().manual_seed(seed)
+        weights[_V_BIAS].copy_(torch.empty(weights[_V_BIAS].shape).normal_(0.0, _V_SPREAD, generator=spread))
     return _half(weights)
 
 

@@ -84,11 +84,11 @@ def _sdxl_config(levels: int, blocks: int, in_channels: int, width: int) -> dict
     }
 
 
-def random_unet(config: dict[str, Any], seed: int) -> UNet2DConditionModel:
-    """A diffusers UNet with its library's initialisation, seeded."""
+def random_unet(config: dict[str, Any], seed: int, device: str = "cpu") -> UNet2DConditionModel:
+    """A diffusers UNet with its library's initialisation, seeded; each kind of device draws its own numbers."""
     from diffusers import UNet2DConditionModel
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[] if device == "cpu" else None), torch.device(device):
         torch.manual_seed(seed)
         return UNet2DConditionModel(**config)
 
@@ -161,7 +161,7 @@ def fit_last_layer(unet: UNet2DConditionModel, prediction: str, seed: int, sampl
         prediction: "eps" or "v".
         samples: images of smooth noise that it is fitted on.
     """
-    random = torch.Generator().manual_seed(seed)
+    random, device = torch.Generator().manual_seed(seed), unet.conv_out.weight.device
     inputs, target, weight = _task(unet.config, prediction, samples, random)
     for name, module in unet.named_modules():
         if name.endswith((*_BRANCHES, "attn2.to_out.0")):
@@ -172,16 +172,17 @@ def fit_last_layer(unet: UNet2DConditionModel, prediction: str, seed: int, sampl
     features: list[Tensor] = []
     hook = unet.conv_out.register_forward_pre_hook(lambda _, arguments: features.append(arguments[0]))
     try:
-        unet(*inputs, added_cond_kwargs=_beside(unet.config, samples, random))
+        beside = _beside(unet.config, samples, random) or {}
+        unet(*(x.to(device) for x in inputs), added_cond_kwargs={name: x.to(device) for name, x in beside.items()})
     finally:
         hook.remove()
     x = features[0].movedim(1, -1).flatten(0, -2).double()
-    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
-    y = target.movedim(1, -1).flatten(0, -2).double()
-    weighted = x * weight.double().repeat_interleave(target[0, 0].numel())[:, None]
+    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype, device=device)], dim=1)
+    y = target.movedim(1, -1).flatten(0, -2).double().to(device)
+    weighted = x * weight.double().repeat_interleave(target[0, 0].numel())[:, None].to(device)
     gram = weighted.T @ x + _RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
     solution = torch.linalg.solve(gram, weighted.T @ y).float()
-    unet.conv_out.weight.normal_(0.0, 1e-3, generator=random)
+    unet.conv_out.weight.copy_(torch.empty(unet.conv_out.weight.shape).normal_(0.0, 1e-3, generator=random))
     unet.conv_out.weight[:, :, 1, 1] += solution[:-1].T
     unet.conv_out.bias[:] = solution[-1]
 

@@ -5,7 +5,8 @@
 
 Time: in one process, the ways take turns, a few steps each; a step lasts from the end of one optimizer step to the end
 of the next, so it holds all that a run repeats. Memory: each way in a process of its own, its peak over what the
-process holds when the model is loaded and the captions are encoded.
+process holds when the model is loaded and the captions are encoded. With `--device cuda` on a GPU, by its own clock,
+as ComfyUI's main.py starts there: with dynamic VRAM.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from training_ways import BATCH, DEFAULTS, EQUAL, RANK, Material, bare, has_bypass, ours, step_clock, theirs  # noqa: E402
 
 # isort: split
+import comfy.model_management  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
-from comfy_process import DEVICE, arguments  # noqa: E402
+from comfy_process import DEVICE, arguments, dynamic_vram  # noqa: E402
 from costs import interleaved, machine, medians, peak_bytes, ratios, restarted_peak  # noqa: E402
 
 Way = Callable[[Material, int], None]
@@ -79,6 +81,7 @@ def memory(given: argparse.Namespace) -> dict[str, Any]:
     for _ in range(PROCESSES):
         for name, found in peaks.items():
             options = ["--peak", name, "--side", str(given.side), "--steps", str(given.steps), "--device", DEVICE]
+            options += ["--disable-dynamic-vram"] if given.disable_dynamic_vram else []
             command = [sys.executable, __file__, str(given.checkpoint), *options]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             found.append(json.loads(done.stdout.splitlines()[-1])["peak"])
@@ -92,6 +95,8 @@ def peak(given: argparse.Namespace) -> int:
     import peft  # noqa: F401  (its own size is no part of any way)
 
     material = Material.of(given.checkpoint, given.side)
+    if DEVICE == "cuda":  # where a model stays on the CPU until it is used
+        comfy.model_management.load_models_gpu([material.model])
     before = restarted_peak(DEVICE == "cuda")
     WAYS[given.peak](material, given.steps + 1)
     return peak_bytes(DEVICE == "cuda") - before
@@ -115,6 +120,7 @@ def _parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each way in a round")
     parser.add_argument("--side", type=int, default=16, help="of the latents")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--disable-dynamic-vram", action="store_true", help="as ComfyUI has it")
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="measure these parts")
     parser.add_argument("--add-to", type=Path, help="results of other parts, taken over")
     parser.add_argument("--peak", choices=tuple(WAYS), help="only the peak memory of one way")
@@ -132,7 +138,7 @@ def main() -> None:
         print(json.dumps({"peak": peak(given)}))
         return
     known = json.loads(given.add_to.read_text()) if given.add_to else {}
-    about = {"comfyui": _version(), "commit": _commit(), "device": DEVICE, **machine()}
+    about = {"comfyui": _version(), "commit": _commit(), "device": DEVICE, "dynamic_vram": dynamic_vram(), **machine()}
     about |= {"batch": BATCH, "captions": "all different", "rank": RANK, "latent": given.side}
     found = {name: part(given) for name, part in PARTS.items() if name in given.only}
     print(json.dumps({**known, **about, **found}, indent=2))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from diff2flow_nodes.hosts import current
 from diff2flow_nodes.training.adapters import trainable
-from diff2flow_nodes.training.dataset import Item, LatentDataset, context_key
+from diff2flow_nodes.training.dataset import Item, LatentDataset, context_key, pooled_key
 from diff2flow_nodes.training.finetune import Job, Keeping, finetune
 from diff2flow_nodes.training.layers import GROUPS, LoraSettings
 from diff2flow_nodes.training.product import Output
@@ -48,11 +50,16 @@ class StepClock:
 
     def seconds(self) -> float:
         """Mean from one step to the next."""
-        first, last = self._marks[0], self._marks[-1]
+        return statistics.fmean(self.intervals())
+
+    def intervals(self) -> list[float]:
+        """Seconds from each step to the next."""
         if self._cuda:
             torch.cuda.synchronize()
-        taken = first.elapsed_time(last) / 1000 if self._cuda else last - first
-        return taken / (len(self._marks) - 1)
+        return [self._between(*pair) for pair in pairwise(self._marks)]
+
+    def _between(self, first: Any, last: Any) -> float:
+        return first.elapsed_time(last) / 1000 if self._cuda else last - first
 
     def _mark(self) -> Any:
         if not self._cuda:
@@ -90,19 +97,44 @@ def latents(side: int) -> Tensor:
 def bare(material: Material, network: Network, steps: int, batch: int = BATCH) -> None:
     """Forward, backward and AdamW on one fixed batch: the least that such a step can be."""
     with current().training(material.model) as backbone, trainable(backbone, LORA, 0) as adapters:
-        draw, device = torch.Generator().manual_seed(2), backbone.device
-        x, target = (torch.randn(material.latents[:batch].shape, generator=draw).to(device) for _ in "12")
-        tau = 999.0 * torch.rand(batch, generator=draw).to(device)
-        context = torch.cat(material.contexts[:batch]).clone().to(device)
-        optimizer = torch.optim.AdamW(adapters.parameters(), lr=RATE, fused=True)
-        cast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")  # as ours does
-        for _ in range(steps):
-            optimizer.zero_grad(set_to_none=True)
-            with cast:
-                loss = torch.nn.functional.mse_loss(network(backbone.module, x, tau, context).float(), target)
-            loss.backward()
-            optimizer.step()
-            del loss  # with its graph, which would live on beside the next one
+        context = torch.cat(material.contexts[:batch]).clone().to(backbone.device)
+        cast = torch.bfloat16 if backbone.device.type == "cuda" else None  # as ours does
+
+        def output(x: Tensor, tau: Tensor) -> Tensor:
+            return network(backbone.module, x, tau, context)
+
+        bare_steps(output, adapters.parameters(), (batch, *material.latents.shape[1:]), steps, cast)
+
+
+def bare_steps(
+    output: Callable[[Tensor, Tensor], Tensor],
+    parameters: list[nn.Parameter],
+    shape: tuple[int, ...],
+    steps: int,
+    cast: torch.dtype | None = None,
+    fused: bool = True,
+) -> None:
+    """The bare steps of a network that is ready to be trained.
+
+    Args:
+        output: of the network, at x (B, 4, H, W) and tau (B,) on the parameters' device.
+        parameters: that are trained.
+        shape: of x.
+        steps: how many.
+        cast: of the matrix products, None for none.
+        fused: whether AdamW is one kernel, as ours is.
+    """
+    draw, device = torch.Generator().manual_seed(2), parameters[0].device
+    x, target = (torch.randn(shape, generator=draw).to(device) for _ in "12")
+    tau = 999.0 * torch.rand(shape[0], generator=draw).to(device)
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, fused=fused)
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, cast, enabled=cast is not None):
+            loss = torch.nn.functional.mse_loss(output(x, tau).float(), target)
+        loss.backward()
+        optimizer.step()
+        del loss  # with its graph, which would live on beside the next one
 
 
 def ours(material: Material, steps: int, batch: int = BATCH) -> None:
@@ -113,18 +145,30 @@ def ours(material: Material, steps: int, batch: int = BATCH) -> None:
         (folder / "loras").mkdir()
         settings = TrainSettings(steps, batch, RATE)
         output = Output(folder / "loras", "cost")
-        job = Job(backbone, _dataset(material, folder), LORA, settings, output, Keeping(folder / "runs"))
-        finetune(job, host.progress(steps, "cost"))
+        data = stored(folder, material.latents, material.contexts)
+        finetune(Job(backbone, data, LORA, settings, output, Keeping(folder / "runs")), host.progress(steps, "cost"))
 
 
-def _dataset(material: Material, folder: Path) -> LatentDataset:
-    stored, texts = ShardStore(folder / "latents"), ShardStore(folder / "texts")
-    side, items = 8 * material.latents.shape[-1], []
-    for i, (latent, context) in enumerate(zip(material.latents, material.contexts, strict=True)):
-        stored.add({f"image{i}": latent[None]})
-        texts.add({context_key(caption(i)): context})
+def stored(
+    folder: Path, latents: Tensor, contexts: Sequence[Tensor], pooled: Sequence[Tensor] | None = None
+) -> LatentDataset:
+    """A dataset on disk, each item with a caption of its own.
+
+    Args:
+        folder: of its shards.
+        latents: (N, 4, H, W) in the autoencoder's scale.
+        contexts: (1, 77, D) of each item.
+        pooled: (1, W) of each item, where the network takes it.
+    """
+    shards, texts = ShardStore(folder / "latents"), ShardStore(folder / "texts")
+    side, items = 8 * latents.shape[-1], []
+    for i, latent in enumerate(latents):
+        shards.add({f"image{i}": latent[None]})
         items.append(Item(f"{i}.png", caption(i), f"image{i}", side, side))
-    texts.add({context_key(""): material.contexts[0]})
-    stored.flush()
+    for i, title in [*((i, caption(i)) for i in range(len(latents))), (0, "")]:
+        texts.add({context_key(title): contexts[i]})
+        if pooled is not None:
+            texts.add({pooled_key(title): pooled[i]})
+    shards.flush()
     texts.flush()
-    return LatentDataset("cost", tuple(items), stored, texts)
+    return LatentDataset("cost", tuple(items), shards, texts)

@@ -41,7 +41,7 @@ def test_headless_and_comfyui_take_turns(context, monkeypatch):
 
     monkeypatch.setattr(both_hosts, "in_comfy", in_comfy)
     monkeypatch.setattr(both_hosts, "_headless", lambda context, steps: lambda batch, side: None)
-    monkeypatch.setattr(both_hosts, "cpu_seconds", lambda way: lambda: 2.2)
+    monkeypatch.setattr(both_hosts, "seconds_on", lambda device: lambda way: lambda: 2.2)
     result = both_hosts.run(context)
     assert calls == [("sampling_cost.py", "1", "4")] * 2
     [claim] = both_hosts.render(result).claims

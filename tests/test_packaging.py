@@ -17,7 +17,7 @@ import diff2flow_nodes
 
 ROOT = Path(__file__).resolve().parent.parent
 IGNORED = [line for line in (ROOT / ".comfyignore").read_text().splitlines() if line and not line.startswith("#")]
-LEFT_OUT = {".git", ".venv", ".cache", "__pycache__", "models", "input", "output", "build", "dist"}
+LEFT_OUT = {".git", ".venv", ".cache", ".gpu", "__pycache__", "models", "input", "output", "build", "dist"}
 FORBIDDEN_CALLS, FORBIDDEN_MODULES = {"eval", "exec", "compile"}, {"subprocess", "pip", "pickle"}
 if sys.version_info >= (3, 11):
     import tomllib

@@ -73,5 +73,15 @@ def in_comfy(context: Context, script: str, *words: str) -> dict[str, Any]:
     return json.loads(done.stdout[done.stdout.index("{") :])
 
 
+def median_seconds(case: dict[str, Any]) -> dict[str, float]:
+    """Of each way of a case of `sampling_cost.py`: CPU seconds, or the GPU's own where it ran on one."""
+    return case.get("median_cpu_seconds") or case["median_seconds"]
+
+
+def unit(result: dict[str, Any]) -> str:
+    """What a result's seconds are, as a table is headed."""
+    return "CPU seconds" if result.get("device", "cpu") == "cpu" else "Seconds of the GPU"
+
+
 def _alone() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}

@@ -11,8 +11,8 @@ import torch
 from ....hosts import use
 from ....hosts.headless.host import HeadlessHost
 from ....nodes import NODE_CLASS_MAPPINGS
-from ...costs import cpu_seconds
-from ..comfy import comfy_dir, in_comfy, random_checkpoint, without_comfy
+from ...costs import seconds_on
+from ..comfy import comfy_dir, in_comfy, median_seconds, random_checkpoint, unit, without_comfy
 from ..section import Claim, Section, Table
 from ..stage import Context, Result, Stage, number
 
@@ -26,12 +26,12 @@ def settings(context: Context) -> dict[str, Any]:
 
 
 def run(context: Context) -> Result:
-    """CPU seconds of our sampler on either host: a process of ComfyUI, then headless, again and again."""
+    """Seconds of our sampler on either host: a process of ComfyUI, then headless, again and again."""
     about = settings(context)
-    sampled, found = _headless(context, about["steps"]), []
+    sampled, timed, found = _headless(context, about["steps"]), seconds_on(context.device), []
     for _ in range(about["rounds"]):
         in_host = in_comfy(context, "sampling_cost.py", "1", str(about["steps"]))["results"]
-        found.append([_both(sampled, case) for case in in_host])
+        found.append([_both(sampled, timed, case) for case in in_host])
     cases = [_summed(list(each)) for each in zip(*found, strict=True)]
     numbers = {
         f"headless over ComfyUI, batch {case['batch']}": number(
@@ -39,7 +39,8 @@ def run(context: Context) -> Result:
         )
         for case in cases
     }
-    return {"cases": cases, "steps": about["steps"], "rounds": about["rounds"], "numbers": numbers}
+    about |= {"device": context.device}
+    return {"cases": cases, "numbers": numbers, **{name: about[name] for name in ("steps", "rounds", "device")}}
 
 
 def _headless(context: Context, steps: int) -> Any:
@@ -58,15 +59,15 @@ def _headless(context: Context, steps: int) -> Any:
     return sampled
 
 
-def _both(sampled: Any, case: dict[str, Any]) -> dict[str, float]:
+def _both(sampled: Any, timed: Any, case: dict[str, Any]) -> dict[str, float]:
     """Seconds on both hosts, ours and the bare calls of ComfyUI; the first headless run does not count."""
     way = partial(sampled, case["batch"], case["latent"])
     way()
-    comfy = case["median_cpu_seconds"]
+    comfy = median_seconds(case)
     return {
         "batch": case["batch"],
         "latent": case["latent"],
-        "headless": cpu_seconds(way)(),
+        "headless": timed(way)(),
         "comfyui": comfy["ours"],
     }
 
@@ -90,7 +91,7 @@ def render(result: Result) -> Section:
     value = f"{last['ratio']:.3f} ± {last['spread']:.3f}"
     claim = Claim(text, value, f"≤ {GOAL}", last["ratio"] <= GOAL)
     head = ("batch", "latent side", "headless, s", "ComfyUI, s", "ratio (± range of the rounds)")
-    title = f"CPU seconds of {result['steps']} steps, {result['rounds']} rounds in turns"
+    title = f"{unit(result)} of {result['steps']} steps, {result['rounds']} rounds in turns"
     return Section([claim], (Table(title, head, rows),))
 
 

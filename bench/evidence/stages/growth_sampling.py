@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ....nodes import NODE_CLASS_MAPPINGS
-from ...costs import cpu_seconds, gpu_seconds, interleaved, medians, ratios
+from ...costs import interleaved, medians, ratios, seconds_on
 from ...random_network import RandomNetwork, call_unet
 from ..section import Claim, Line, Plot, Section, Table, Text
 from ..stage import Context, Result, Stage, number
@@ -87,14 +87,11 @@ class Bench:
             "ours": partial(sample, self._model, positive, negative, latent, 0, steps, CFG, "euler", 1.0, "auto"),
             "bare": partial(self._bare, batch, side, steps),
         }
-        seconds = interleaved({name: self._timed(way) for name, way in ways.items()}, rounds)
+        timed = seconds_on(self._random.device.type)
+        seconds = interleaved({name: timed(way) for name, way in ways.items()}, rounds)
         extra = [1e3 * (a - b) / steps for a, b in zip(seconds["ours"], seconds["bare"], strict=True)]
         sizes = {"batch": batch, "side": side, "steps": steps}
         return {**sizes, "seconds": medians(seconds), "extra_ms_a_step": _median(extra), **ratios(seconds, "bare")}
-
-    def _timed(self, way: Callable[[], Any]) -> Callable[[], float]:
-        """Seconds of a way: of the processor, which neighbours do not touch, or by the clock on a GPU."""
-        return cpu_seconds(way) if self._random.device.type != "cuda" else gpu_seconds(way)
 
     @torch.inference_mode()
     def _bare(self, batch: int, side: int, steps: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...reflow_quality import AGAIN
+from ..comfy import unit
 from ..section import Claim, Line, Plot, Section, Table, Text, shown
 from ..stage import Result
 from .compared import less, means, over, stepped
@@ -120,7 +121,7 @@ def comfy_sampling(result: Result) -> Section:
         main=True,
     )
     head = ("batch", "latent side", "ours over bare", "KSampler over bare", "quartiles of ours")
-    return Section([claim], (Table(f"{result['steps']} steps, CPU seconds, in turns", head, rows),))
+    return Section([claim], (Table(f"{result['steps']} steps, {unit(result)}, in turns", head, rows),))
 
 
 def comfy_training(result: Result) -> Section:
