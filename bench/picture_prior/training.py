@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import tiny_unet
+from ...alignment import NoiseSchedule
 from ..short_training import Plan
 from . import autoencoder, captions, data, latents, stored, words
 from .captions import Captions
@@ -26,6 +26,7 @@ from .stored import Prior
 log = logging.getLogger(__name__)
 _EMPTY = 0.1
 _LAST = 5.0
+_SNR_CAP = 5.0
 _FOREVER = 10**9
 _SAVED_EVERY = 300.0
 _LOGGED_EVERY = 50
@@ -92,7 +93,28 @@ class Task:
         empty = torch.rand(self._batch, generator=random) < _EMPTY
         texts = ["" if none else self._captions.drawn(int(i), random) for i, none in zip(place, empty, strict=True)]
         context = self._network.words(captions.padded(texts, words.LENGTH))
-        return tiny_unet.denoising_loss(self._network, self._latents.x_data(variant, place), context, random)
+        return weighted_loss(self._network, self._latents.x_data(variant, place), context, random)
+
+
+def weighted_loss(network: Network, x_data: Tensor, context: Tensor, random: torch.Generator) -> Tensor:
+    """Mean squared error of eps at random tau, weighted sqrt(1 + 1/SNR) · min(SNR, 5)/SNR.
+
+    The first factor is half of the way (in the exponent) from eps to velocity: what a picture shows is decided where
+    there is much noise and an error of eps moves the picture far. Weights have mean 1 over tau.
+
+    Args:
+        x_data: (B, 4, h, w), mean 0 and std 1.
+        context: (B, 24, 128).
+        random: of tau and noise.
+    """
+    signal = torch.as_tensor(NoiseSchedule.scaled_linear().alphas_cumprod).float()
+    ratio = signal / (1 - signal)
+    weights = (1 + 1 / ratio).sqrt() * ratio.clamp(max=_SNR_CAP) / ratio
+    tau = torch.randint(0, len(signal), (len(x_data),), generator=random)
+    noise = torch.randn(x_data.shape, generator=random)
+    alpha = signal[tau].reshape(-1, 1, 1, 1)
+    error = network(alpha.sqrt() * x_data + (1 - alpha).sqrt() * noise, tau, context)[0] - noise
+    return ((weights / weights.mean())[tau] * error.square().mean(dim=(1, 2, 3))).mean()
 
 
 def train(work: Path, hours: float, command: str, plan: OpenPlan = PLAN) -> Path:

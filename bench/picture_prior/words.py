@@ -21,6 +21,8 @@ SIZE = 128
 CLIP_SIZE = 768
 LENGTH = 24
 """Tokens that are computed with: start mark, 22 of the text, and an end mark for all the places behind them."""
+END_PLACE = 1
+"""Of the end mark among the rows."""
 _EPS = 1e-5
 _SEED = 0
 _STRANGE = 0.7
@@ -59,7 +61,7 @@ class Words(nn.Module):
         One that is never learned has a row near the end mark's, each another: it says little, but can be learned later.
         """
         random = torch.Generator().manual_seed(_SEED)
-        end = self.rows[1]
+        end = self.rows[END_PLACE]
         strange = torch.randn(text_weights.VOCABULARY, SIZE, generator=random).to(end) * end.square().mean().sqrt()
         table = end + _STRANGE * strange
         table[self.tokens] = self.rows
