@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     encode = commands.add_parser("encode", help="the pictures as latents, in more variants than the one that is needed")
     encode.add_argument("--variants", type=int, default=4, help="in all (%(default)s)")
     train = commands.add_parser("train", help="train the network, or go on")
-    train.add_argument("--hours", type=float, default=2.0, help="from now, at most (%(default)s)")
+    train.add_argument("--hours", type=float, default=2.0, help="of computing, at most (%(default)s)")
     train.add_argument("--until", type=int, default=0, help="last step; the rate falls to nothing before it (no end)")
     sample = commands.add_parser("sample", help="a grid of prompts and consecutive seeds")
     sample.add_argument("png", type=Path)

@@ -122,7 +122,7 @@ def train(work: Path, hours: float, command: str, plan: OpenPlan = PLAN) -> Path
 
     Args:
         work: folder of the pictures, the latents and the states; prior.safetensors is written there.
-        hours: from now.
+        hours: of computing; more by the clock where other processes compute as well.
         command: that started it, for the provenance.
     """
     pictures = data.load(work).chosen(lambda picture: not picture.held_out)
@@ -163,6 +163,19 @@ def _stored(work: Path) -> Prior | None:
         return None
 
 
+@dataclass(frozen=True)
+class Clocks:
+    """Seconds by the wall's clock, and those that this process computed."""
+
+    wall: float
+    computing: float
+
+    @classmethod
+    def now(cls) -> Clocks:
+        """Now."""
+        return cls(time.monotonic(), time.process_time())
+
+
 class _Session:
     """One process's share of the training.
 
@@ -171,7 +184,7 @@ class _Session:
         task: what is learned.
         work: folder of the states.
         command: that started it.
-        before: seconds of training before this.
+        before: seconds of computing before this.
     """
 
     def __init__(self, training: LongTraining, task: Task, work: Path, command: str, before: float) -> None:
@@ -180,30 +193,31 @@ class _Session:
         self._losses: list[float] = []
 
     def run(self, seconds: float, prior: Prior) -> None:
-        """Trains for that long.
+        """Trains for that long, not counting what other processes take of the processor.
 
         Args:
             prior: whose autoencoder and moments are stored with the network.
         """
-        start = saved = logged = time.monotonic()
+        start, saved, self._logged = time.process_time(), time.monotonic(), Clocks.now()
         try:
-            while time.monotonic() - start < seconds and not 0 < self._plan.ends <= self._training.step:
+            while time.process_time() - start < seconds and not 0 < self._plan.ends <= self._training.step:
                 self._losses.append(self._training.one(self._task.loss))
                 if self._training.step % _LOGGED_EVERY == 0:
-                    logged = self._report(logged)
+                    self._report()
                 if time.monotonic() - saved > _SAVED_EVERY:
-                    self._save(time.monotonic() - start, prior)
+                    self._save(time.process_time() - start, prior)
                     saved = time.monotonic()
         except Stopped:
             log.info("asked to end")
-        self._save(time.monotonic() - start, prior)
+        self._save(time.process_time() - start, prior)
 
-    def _report(self, logged: float) -> float:
-        now, step = time.monotonic(), self._training.step
-        speed, loss = len(self._losses) * self._plan.batch / (now - logged), sum(self._losses) / len(self._losses)
-        log.info("step %d, loss %.4f, %.1f pictures/s, rate %.2e", step, loss, speed, self._plan.rate_at(step))
+    def _report(self) -> None:
+        now, step, count = Clocks.now(), self._training.step, len(self._losses) * self._plan.batch
+        wall, computing = count / (now.wall - self._logged.wall), count / (now.computing - self._logged.computing)
+        loss, rate = sum(self._losses) / len(self._losses), self._plan.rate_at(step)
+        log.info("step %d, loss %.4f, %.1f pictures/s (%.1f alone), rate %.2e", step, loss, wall, computing, rate)
         self._losses.clear()
-        return now
+        self._logged = now
 
     def _save(self, seconds: float, prior: Prior) -> None:
         self._training.save()
