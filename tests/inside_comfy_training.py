@@ -245,6 +245,38 @@ def check_clones_that_outlive_training() -> dict[str, float]:
     return {"clones": len(kept)}
 
 
+def check_samples_of_a_part() -> dict[str, str]:
+    """While samples are drawn a card may keep a part of the network: none of it where trained weights stand in for it."""
+    host, found = current(), {}
+    presets = {"light": PRESETS["light"], "ends": SMALL, "dora": DORA, "full": PRESETS["full"]}
+    for name, lora in presets.items():
+        model = host.apply_lora(network(), None, kohya_lora(network(), 1), 1.0, None)[0]
+        outputs, context = [], conditioning()[0][0].repeat(2, 1, 1)
+
+        def draw(training: Any, flow: Any, text: Any, outputs: list[Any] = outputs, context: Any = context) -> list[Any]:
+            management.load_models_gpu([training])
+            for part in (0, training.model_size() // 2):
+                freed = training.partially_unload(CPU, part) if part else 0
+                x, times = torch.ones(2, 4, 8, 8), torch.tensor([10.0, 700.0])
+                called = training.model.diffusion_model(x, times, context=context, transformer_options={})
+                outputs.append((freed, called))
+            return []
+
+        with tempfile.TemporaryDirectory() as place, torch.inference_mode(False):
+            folder = Path(place)
+            (folder / "loras").mkdir()
+            with host.training(model) as backbone:
+                backbone.base_path = base_file(model, folder) if lora.full else None
+                output, keeping = Output(folder / "loras", "check", "fp32"), Keeping(folder / "runs")
+                settings, watch = TrainSettings(2, 2, 1e-2), Watch(sample_every=2, draw=draw)
+                finetune(Job(backbone, dataset(folder), lora, settings, output, keeping, watch), Progress())
+        (_, whole), (freed, part) = outputs
+        found[name] = f"{freed / 2**20:.1f} MiB, {difference(part, whole):.1e}"
+        assert (freed > 0) == (name in ("light", "ends")), found
+        assert difference(part, whole) < 1e-5, found
+    return found
+
+
 def check_room_is_made() -> dict[str, int]:
     """Training asks for all that is on the device, each time it loads."""
     asked, real = [], management.load_models_gpu
@@ -328,32 +360,36 @@ def train_only(model: Any, lora: LoraSettings, options: OptimizerSettings) -> tu
 
 
 @contextmanager
-def attention_without_backward() -> Iterator[None]:
-    """ComfyUI's attention as with --use-sage-attention: a kernel whose output has no gradient."""
-    real = attention.optimized_attention, attention.optimized_attention_masked
+def attention_without_backward(wrap: Callable[[Any], Any]) -> Iterator[list[int]]:
+    """ComfyUI's attention as with --use-sage-attention: a kernel whose output has no gradient; counts its calls."""
+    real, calls = (attention.optimized_attention, attention.optimized_attention_masked), []
 
-    @attention.wrap_attn
     def forward_only(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(1)
         with torch.no_grad():
             return real[0](*args, **kwargs)
 
-    attention.optimized_attention = attention.optimized_attention_masked = forward_only
+    attention.optimized_attention = attention.optimized_attention_masked = wrap(forward_only)
     try:
-        yield
+        yield calls
     finally:
         attention.optimized_attention, attention.optimized_attention_masked = real
 
 
 def check_attention_without_backward() -> dict[str, int]:
-    """Training computes attention by a kernel that has a backward pass, whatever ComfyUI was started with."""
-    options = OptimizerSettings()
-    state, losses = train_only(network(), PRESETS["light"], options)
-    with attention_without_backward():
-        again, repeated = train_only(network(), PRESETS["light"], options)
-    assert repeated == losses and equal(again, state)
-    ups = [value for key, value in again.items() if key.endswith("lora_up.weight")]
-    assert ups and all(value.abs().sum() > 0 for value in ups)
-    return {"layers": len(ups)}
+    """Training computes attention by a kernel that has a backward pass, whatever ComfyUI was started with or a pack has
+    put in its place; samples are drawn with that."""
+    found = {}
+    state, losses, _ = train(network(), PRESETS["light"], steps=2)
+    for name, wrap in (("ComfyUI's", attention.wrap_attn), ("a pack's", lambda function: function)):
+        with attention_without_backward(wrap) as calls:
+            again, repeated, _ = train(network(), PRESETS["light"], steps=2)
+            chosen = attention.optimized_attention
+        assert repeated == losses and equal(again, state) and calls and chosen is not attention.attention_pytorch
+        ups = [value for key, value in again.items() if key.endswith("lora_up.weight")]
+        assert ups and all(value.abs().sum() > 0 for value in ups)
+        found[name] = len(ups)
+    return found
 
 
 def check_cancel_during_the_estimate() -> dict[str, str]:

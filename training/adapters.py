@@ -226,7 +226,7 @@ def _injected(
             if not layer.rank:
                 change = FullChange(originals[layer.path], layer.inputs, layer.widening)
                 replace_layer(network, layer.path, change)
-        with hold(LayerInsertion(network, originals)):
+        with hold(LayerInsertion(network, originals, any(layer.dora for layer in layers))):
             yield
     finally:
         for path, module in originals.items():

@@ -27,10 +27,13 @@ class Insertion(Protocol):
     Attributes:
         network: what it is in.
         inserted: whether it is in place now.
+        needs_whole: whether a call works only with all of the network's own weights on its device, merged with all that
+            the host merges into them: it stands in place of weights, or reads them.
     """
 
     network: nn.Module
     inserted: bool
+    needs_whole: bool
 
     def insert(self) -> None:
         """Puts it in place."""
@@ -45,10 +48,11 @@ class LayerInsertion:
     Args:
         network: what they are in.
         originals: dotted path -> the network's own layer.
+        needs_whole: whether they read the weights of the originals, as DoRA does, and do not just call them.
     """
 
-    def __init__(self, network: nn.Module, originals: Mapping[str, nn.Module]) -> None:
-        self.network, self._originals = network, dict(originals)
+    def __init__(self, network: nn.Module, originals: Mapping[str, nn.Module], needs_whole: bool = False) -> None:
+        self.network, self.needs_whole, self._originals = network, needs_whole, dict(originals)
         self._trained = {path: network.get_submodule(path) for path in self._originals}
         self.inserted = True
 
@@ -75,6 +79,8 @@ class WeightInsertion:
         network: what they are in.
         weights: place -> the parameter that stands there while training.
     """
+
+    needs_whole = True
 
     def __init__(self, network: nn.Module, weights: Mapping[Place, nn.Parameter]) -> None:
         self.network, self._weights = network, dict(weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.modules import attention
 from comfy.patcher_extension import PatcherInjection
 from torch import Tensor, nn
 
@@ -26,22 +26,22 @@ from . import loading, models, sampling
 from .text_training import ComfyText
 
 _PREFIX = "model.diffusion_model."
+Attention = tuple[Callable[..., Tensor], Callable[..., Tensor]]
+
 _EVERYTHING = 1e20
 """Bytes: ComfyUI unloads what else is on the device, as for its own training."""
 
 
-def _attention(default: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """PyTorch's attention in place of ComfyUI's choice: it has a backward, and can be traced; SageAttention has not."""
-    return attention_pytorch(*args, **kwargs)
-
-
-_DIFFERENTIABLE = {"optimized_attention_override": _attention}
-
-
 class ComfyBackbone:
-    """The port's Backbone (`training.port`) around a loaded ModelPatcher."""
+    """The port's Backbone (`training.port`) around a loaded ModelPatcher.
 
-    def __init__(self, patcher: Any, text: ComfyText | None = None) -> None:
+    Args:
+        patcher: of the network; training's own clone.
+        text: its text encoders, where they are trained.
+        own_attention: what samples are drawn with; the present choice where not given.
+    """
+
+    def __init__(self, patcher: Any, text: ComfyText | None = None, own_attention: Attention | None = None) -> None:
         facts = models.facts(patcher)
         self._patcher, self._base = patcher, patcher.model
         self._residents = [Resident(each) for each in (patcher, text and text.patcher) if each is not None]
@@ -54,11 +54,12 @@ class ComfyBackbone:
         self.base_path = Path(path) if path else None
         self.base_hash = _file_hash(path, Path(path).stat().st_mtime_ns) if path else ""
         self.text = text
+        self._own_attention = own_attention or _chosen_attention()
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         inputs = {name: value.to(self.device, self.dtype) for name, value in conditioning.items()}
         x = beside_image(x_diff.to(self.dtype), inputs.pop("image", None))
-        return self.module(x, tau.float(), transformer_options=dict(_DIFFERENTIABLE), **inputs)
+        return self.module(x, tau.float(), transformer_options={}, **inputs)
 
     def conditioning(self, context: Tensor, pooled: Tensor | None, sizes: Tensor) -> dict[str, Tensor]:
         if self._base.adm_channels == 0:
@@ -103,6 +104,11 @@ class ComfyBackbone:
     def _load(self) -> None:
         load([resident.patcher for resident in self._residents])
 
+    def end(self) -> None:
+        """Training gives the patchers back to ComfyUI."""
+        for resident in self._residents:
+            resident.end()
+
     def free_memory(self) -> None:
         give_back()
         comfy.model_management.soft_empty_cache()
@@ -112,12 +118,18 @@ class ComfyBackbone:
         """A clone of the patcher, with the network in training. Sampling and decoding may move that away and back."""
         was_training = self.module.training
         self.module.eval()
+        self._note_sampling(True)
         try:
-            with sampling.silent():
+            with sampling.silent(), _attention_by(*self._own_attention):
                 yield self._clone_for_sampling()
         finally:
+            self._note_sampling(False)
             self.module.train(was_training)
             self._load()
+
+    def _note_sampling(self, is_sampled: bool) -> None:
+        for resident in self._residents:
+            resident.is_sampled = is_sampled
 
     def _clone_for_sampling(self) -> Any:
         clone = self._patcher.clone()
@@ -136,15 +148,41 @@ class Resident:
     ComfyUI notes in each patcher whether injections are in place, though clones share one network: a clone that is gone
     would leave them there for good. Here every clone answers for the network itself.
 
+    ComfyUI also keeps a part of the layers away from a device that is nearly full, and merges LoRAs into those whenever
+    they are called. Where a network is trained it is there whole or not at all (`is_whole`).
+
     Args:
         patcher: the clone that training made for itself.
     """
 
     def __init__(self, patcher: Any) -> None:
-        self.patcher = patcher
-        self._insertions: list[Insertion] = []
-        inserted = property(lambda _: any(each.inserted for each in self._insertions), lambda *_: None)
-        patcher.__class__ = type(type(patcher).__name__, (type(patcher),), {"is_injected": inserted})
+        self.patcher, self.is_sampled, self._ended = patcher, False, False
+        self._insertions: list[_Held] = []
+        own = type(patcher)
+
+        def load_whole(this: Any, *args: Any, full_load: bool = False, **kwargs: Any) -> Any:
+            return own.load(this, *args, full_load=full_load or self.is_whole, **kwargs)
+
+        def unload_some(this: Any, *args: Any, **kwargs: Any) -> Any:
+            return 0 if self.is_whole else own.partially_unload(this, *args, **kwargs)
+
+        answers = {
+            "is_injected": property(lambda _: any(each.inserted for each in self._insertions), lambda *_: None),
+            "load": load_whole,
+            "partially_unload": unload_some,
+        }
+        patcher.__class__ = type(own.__name__, (own,), answers)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the network must be loaded whole: in training, and for samples where what is trained stands in place
+        of its weights or reads them."""
+        in_training = not (self.is_sampled or self._ended)
+        return in_training or any(each.needs_whole for each in self._insertions)
+
+    def end(self) -> None:
+        """The patcher and its clones are ordinary ones again."""
+        self._ended = True
 
     def owns(self, network: nn.Module) -> bool:
         """Whether a network is in this patcher's model."""
@@ -177,6 +215,7 @@ class _Held:
 
     def __init__(self, insertion: Insertion) -> None:
         self._insertion, self._ended = insertion, False
+        self.needs_whole = insertion.needs_whole
 
     @property
     def inserted(self) -> bool:
@@ -216,7 +255,11 @@ def training(model: Any, clip: Any = None) -> Iterator[ComfyBackbone]:
                 if text is not None:
                     stack.enter_context(_frozen(text.patcher.model))
                     stack.enter_context(text.differentiable())
-                yield ComfyBackbone(patcher, text)
+                own_attention = _chosen_attention()
+                stack.enter_context(_attention_by(attention.attention_pytorch, attention.attention_pytorch))
+                backbone = ComfyBackbone(patcher, text, own_attention)
+                stack.callback(backbone.end)
+                yield backbone
         finally:
             comfy.model_management.soft_empty_cache()
             give_back()
@@ -253,6 +296,23 @@ def _plain_clone(model: Any, socket: str) -> Any:
             " file, so that it cannot be loaded for training; load it by Load Checkpoint or Diff2Flow Checkpoint Loader,"
             " or start ComfyUI with --disable-dynamic-vram"
         ) from error
+
+
+def _chosen_attention() -> Attention:
+    """The functions that ComfyUI's UNets compute attention with, without a mask and with one."""
+    return attention.optimized_attention, attention.optimized_attention_masked
+
+
+@contextmanager
+def _attention_by(plain: Callable[..., Tensor], masked: Callable[..., Tensor]) -> Iterator[None]:
+    """Other functions for that while the context lasts. In training PyTorch's: it has a backward pass and can be traced,
+    unlike SageAttention, which a start option or a node of another pack may have chosen."""
+    before = _chosen_attention()
+    attention.optimized_attention, attention.optimized_attention_masked = plain, masked
+    try:
+        yield
+    finally:
+        attention.optimized_attention, attention.optimized_attention_masked = before
 
 
 @contextmanager
