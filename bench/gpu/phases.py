@@ -81,7 +81,7 @@ def _steps(setting: Setting, family: str, cases: tuple[Case, ...]) -> None:
 
 
 def waits(setting: Setting) -> None:
-    """Where the host waits for the card within a training step and within a call of pair making, by torch's own word."""
+    """Where the host waits for the card within a training step, by torch's own word."""
     if setting.small:
         setting.findings.skip("waits", "needs a card")
         return

@@ -35,7 +35,8 @@ def steps(setting: Setting) -> None:
         del backbone
     with emptied():
         backbone = setting.backbone(family, torch.float32)
-        setting.findings.case("step in float32", partial(_steps_in_full, setting, backbone), family=family, of="fp32 step")
+        run = partial(_steps_in_full, setting, backbone)
+        setting.findings.case("step in float32", run, family=family, of="fp32 step")
 
 
 def compiled(setting: Setting) -> None:
@@ -147,7 +148,7 @@ def _turns(setting: Setting, ways: Mapping[str, Way]) -> dict[str, Any]:
 
 
 def _calls(setting: Setting, backbone: RandomBackbone, other: RandomBackbone, count: int) -> dict[str, Any]:
-    """Seconds of the network's call for so many pairs with CFG, by each way; `other` keeps its weights channels last."""
+    """Seconds of the network's call for so many pairs with CFG; `other` keeps its weights channels last."""
     call = _call(setting, backbone, count)
     ways = {"as it is": call, "channels_last": _call(setting, other, count)}
     if backbone.device.type == "cuda":
