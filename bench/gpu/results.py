@@ -37,7 +37,7 @@ _RECIPES = (
     ("training on pairs: {steps:,} steps of *{preset}*, batch {batch}, checkpointing", "paper-small", 4, True, 5000),
 )
 """Title, preset, batch, checkpointing and steps of runs whose hours follow from a measured step."""
-_STEP_PHASES = ("steps_sd15", "steps_sdxl")
+_STEP_PHASES = ("steps_sd15", "steps_sdxl", "steps_more")
 Card = Mapping[str, Any]
 """A result: "card", "about", "findings", "failed", "skipped"."""
 

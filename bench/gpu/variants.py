@@ -16,7 +16,7 @@ from ...training.layers import PRESETS
 from ..costs import interleaved, medians, ratios, seconds_on
 from ..random_backbone import RandomBackbone, square_sizes
 from ..training_steps import StepClock, bare_steps
-from .setting import Setting, emptied
+from .setting import Setting, emptied, tf32
 from .steps import CASTS, conditioning
 
 _BATCH, _WARM_UP, _STEPS = 4, 2, 6
@@ -216,20 +216,6 @@ def channels_last(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.to(memory_format=torch.contiguous_format)
-
-
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """Whether products of float32 are rounded to TF32."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = on
-        yield
-    finally:
-        for backend, was in zip(backends, before, strict=True):
-            backend.allow_tf32 = was
 
 
 def _compiler(module: nn.Module, **options: Any) -> Around:
