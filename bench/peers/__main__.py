@@ -160,7 +160,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         about = {**machine(), "threads": 1, "cores": os.cpu_count(), "python": platform.python_version(), **_ABOUT}
         versions = {way: peer.about["torch"] for way, peer in peers.items()}
     missing = [peer for peer in ("kohya", "diffusers_examples", "comfyui") if not getattr(given, peer)]
-    about |= {"torch_of_each": versions, "rounds": given.rounds, "steps_a_round": given.steps, "peers": given.versions}
+    about |= {
+        "torch_of_each": versions,
+        "load_average": os.getloadavg()[1],
+        "rounds": given.rounds,
+        "steps_a_round": given.steps,
+        "peers": given.versions,
+    }
     print(json.dumps({**about, "left_out": missing, "failed": failed, "ways": summary(kept)}, indent=2))
 
 
