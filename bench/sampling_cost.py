@@ -1,6 +1,6 @@
 """What sampling costs over the bare network calls, in ComfyUI: ours and the stock KSampler, in one interleaved run.
 
-COMFYUI_DIR=path/to/ComfyUI path/to/its/python bench/sampling_cost.py CHECKPOINT [ROUNDS STEPS] [--device cuda] > cost.json
+    COMFYUI_DIR=path/to/ComfyUI path/to/its/python bench/sampling_cost.py CHECKPOINT [ROUNDS STEPS] [--device cuda]
 
 CPU seconds on the CPU, the GPU's own on a GPU, there with dynamic VRAM as ComfyUI's main.py starts it.
 """
@@ -71,7 +71,8 @@ def main() -> None:
         model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
         positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("a three", ""))
         results = [measure(model, positive, negative, batch, side, rounds, steps) for batch, side in SIZES]
-    about = {"device": DEVICE, "dynamic_vram": dynamic_vram(), "steps": steps, "cfg": CFG, "rounds": rounds, **machine()}
+    about = {"device": DEVICE, "dynamic_vram": dynamic_vram(), **machine()}
+    about |= {"steps": steps, "cfg": CFG, "rounds": rounds}
     print(json.dumps({**about, "results": results}, indent=2))
 
 

@@ -1,4 +1,4 @@
-"""How a measurement starts ComfyUI: as its main.py does, shown on a ComfyUI that only writes down who was called when."""
+"""How a measurement starts ComfyUI: as its main.py does, shown on one that only writes down who was called when."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ import torch
 
 from .findings import Findings
 from .phases import PHASES
-from .setting import Setting
+from .setting import Setting, emptied
 
 _SHM = Path("/dev/shm")
 FILE = "findings.jsonl"
@@ -38,9 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Checkpoints of some gigabytes, which a disk would be slow with.
     place = _SHM if not given.small and _SHM.is_dir() else None
     with tempfile.TemporaryDirectory(dir=place, prefix="diff2flow_gpu_") as folder:
+        tempfile.tempdir = folder
         setting = Setting(given.small, Path(folder), findings)
         for name in given.phases or PHASES:
-            findings.phase(name, partial(PHASES[name], setting))
+            with emptied():
+                findings.phase(name, partial(PHASES[name], setting))
+        tempfile.tempdir = None
     findings.tell("end", failed=findings.failed, skipped=findings.skipped)
     return 1 if findings.failed else 0
 

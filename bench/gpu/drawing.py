@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...training.layers import PRESETS
-from .setting import FULL, FULL_FP32, SLIM, Setting, emptied, node
+from .setting import FULL, FULL_FP32, SLIM, Setting, emptied, node, tf32
 
 _STEPS, _CFG = (25, 4), 7.0
 _IMAGES, _PIXELS = 4, 64
@@ -29,7 +29,7 @@ def images(setting: Setting) -> None:
 def _drawn(setting: Setting, name: str, counts: tuple[int, ...]) -> dict[int, Tensor]:
     """IMAGE (B, H, W, 3) by the number of steps."""
     side, batch = setting.side("SD1.5") // 8, 1 if setting.small else 4
-    with emptied():
+    with emptied(), tf32(False):
         model, clip, vae = setting.host.load_checkpoint(setting.checkpoint(name))
         positive, negative = (setting.host.encode_text(clip, text) for text in ("a cat", ""))
         given = {"model": model, "positive": positive, "negative": negative, "seed": 0, "cfg": _CFG}

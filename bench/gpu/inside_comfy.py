@@ -97,7 +97,9 @@ def main() -> None:
         about = {"dtype": str(model.model.get_dtype()), "cast": str(model.model.manual_cast_dtype)}
         findings.tell(dynamic_vram=dynamic_vram(), card_gib=given.card, comfyui=_version(), **about)
         findings.case("sampling", partial(sampling, loaded), family="SD1.5", of="sampling")
-        findings.case("training", partial(training, loaded, "light", False), preset="light", checkpoint=given.checkpoint)
+        findings.case(
+            "training", partial(training, loaded, "light", False), preset="light", checkpoint=given.checkpoint
+        )
         slim = loaded if given.slim == given.checkpoint else _loaded(given.slim)
         for preset, text in trainings(_SMALL):
             what, about = f"{preset}, text encoder" if text else preset, {"preset": preset, "text_encoder": text}

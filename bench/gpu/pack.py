@@ -1,4 +1,4 @@
-"""Prepares .gpu/: what has to travel to a lent machine that has torch and reaches nothing, beside the repository itself.
+"""Prepares .gpu/: what has to travel, beside the repository, to a machine that has torch and reaches nothing.
 
     python -m diff2flow_nodes.bench.gpu.pack --comfyui path/to/ComfyUI
 
@@ -28,8 +28,8 @@ TRIMMED: Mapping[str, Callable[[str], bool]] = {
     "comfy-aimdo": lambda name: not name.endswith((".dll", "aimdo_rocm.so")),
     "bitsandbytes": lambda name: not name.endswith(".so") or name.endswith("_cuda130.so"),
 }
-"""Packages that are unpacked, and which of their files are kept. ComfyUI 0.33 imports comfy_kitchen, whose eager backend
-needs no library; comfy_aimdo is its dynamic VRAM; 8-bit AdamW is for the CUDA that torch was built with."""
+"""Packages that are unpacked, and which of their files are kept. ComfyUI 0.33 imports comfy_kitchen, whose eager
+backend needs no library; comfy_aimdo is its dynamic VRAM; 8-bit AdamW is for the CUDA that torch was built with."""
 _LEFT_OUT = {".git", ".github", "web", "tests", "tests-unit", "models", "input", "output", "user", "blueprints",
              "comfy_api_nodes", "script_examples", "custom_nodes", "alembic_db", "openapi.yaml"}  # fmt: skip
 """Of a checkout's own folder; and anywhere in it:"""

@@ -16,7 +16,7 @@ from ...training.parallel import Processes
 from ...training.settings import OptimizerSettings, TrainSettings
 from ..random_backbone import RandomBackbone
 from ..tiny_unet import unet_config
-from .setting import Setting, emptied
+from .setting import Setting, emptied, tf32
 from .steps import computing, dataset
 
 _WAYS = {
@@ -58,7 +58,8 @@ def full_size(setting: Setting) -> None:
     """SD1.5 and SDXL of full size in every precision against float32 on the same device."""
     for family in ("SDXL",) if setting.small else ("SD1.5", "SDXL"):
         with setting.findings.guarded(f"{family} in float32"), emptied():
-            reference = _measured(setting.backbone(family, torch.float32), setting.side(family), "fp32")
+            with tf32(False):
+                reference = _measured(setting.backbone(family, torch.float32), setting.side(family), "fp32")
             _compare(setting, family, setting.side(family), partial(setting.backbone, family), reference)
 
 
@@ -66,7 +67,7 @@ def _compare(
     setting: Setting, family: str, side: int, made: Callable[[torch.dtype], RandomBackbone], reference: Measured
 ) -> None:
     def case(dtype: torch.dtype, precision: str) -> dict[str, float]:
-        with emptied():
+        with emptied(), tf32(False):
             return _difference(_measured(made(dtype), side, precision), reference)
 
     for name in _IN_SMALL if setting.small else _WAYS:

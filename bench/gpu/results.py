@@ -2,9 +2,9 @@
 
     python -m diff2flow_nodes.bench.gpu.results FINDINGS.jsonl ...
 
-Writes bench/results/gpu_CARD.json from the findings of one card, and anew what docs/settings.md says of all cards there
-are results of. Without findings only the page is written. A number stands in a table only if it was measured, or follows
-from one that is named beside it.
+Writes bench/results/gpu_CARD.json from the findings of one card, and anew what docs/settings.md says of all cards
+that there are results of. Without findings only the page is written. A number stands in a table only if it was
+measured, or follows from one that is named beside it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "settings.md"
 BEGIN = "<!-- Written by `python -m diff2flow_nodes.bench.gpu.results`; not by hand. -->"
 END = "<!-- The end of what it writes. -->"
-UNMEASURED = """No card has been measured yet: **all times are unmeasured** until `make gpu` has run on one (eight minutes; it needs an NVIDIA
-card and no checkpoint). To contribute yours, run it, then `python -m diff2flow_nodes.bench.gpu.results
+UNMEASURED = """\
+No card has been measured yet: **all times are unmeasured** until `make gpu` has run on one (eight minutes; it needs an
+NVIDIA card and no checkpoint). To contribute yours, run it, then `python -m diff2flow_nodes.bench.gpu.results
 .cache/gpu/findings.jsonl`, and send in the two files that this changes."""
 MEASURED = "measured"
 _TEACHER_STEPS, _PAIRS = 40, 10_000
@@ -36,7 +37,7 @@ _RECIPES = (
     ("training on pairs: {steps:,} steps of *{preset}*, batch {batch}, checkpointing", "paper-small", 4, True, 5000),
 )
 """Title, preset, batch, checkpointing and steps of runs whose hours follow from a measured step."""
-_STEP_PHASES = ("steps_sd15", "steps_sdxl")
+_STEP_PHASES = ("steps_sd15", "steps_sdxl", "steps_more")
 Card = Mapping[str, Any]
 """A result: "card", "about", "findings", "failed", "skipped"."""
 
@@ -52,11 +53,18 @@ def card_result(files: Sequence[Path]) -> dict[str, Any]:
     cards = sorted({line["card"] for line in about})
     if len(cards) != 1:
         raise ValueError(f"the findings must be of one card, and are of {', '.join(cards) or 'none'}")
-    kinds = {kind: [_plain(line) for line in lines if line["kind"] == kind] for kind in ("finding", "failed", "skipped")}
-    done = {line["phase"] for line in kinds["finding"]}
-    skipped = [line for line in kinds["skipped"] if line["what"] not in done]
-    found = [line for line in kinds["finding"] if line["phase"] != "environment"]
-    return {"card": cards[0], "about": _plain(about[-1]), "findings": found, "failed": kinds["failed"], "skipped": skipped}
+
+    def of(kind: str) -> list[dict[str, Any]]:
+        return [_plain(line) for line in lines if line["kind"] == kind]
+
+    done = {line["phase"] for line in of("finding")}
+    return {
+        "card": cards[0],
+        "about": _plain(about[-1]),
+        "findings": [line for line in of("finding") if line["phase"] != "environment"],
+        "failed": of("failed"),
+        "skipped": [line for line in of("skipped") if line["what"] not in done],
+    }
 
 
 def file_name(card: str) -> str:
@@ -87,7 +95,8 @@ def _section(card: Card) -> str:
 
 def _about(card: Card) -> str:
     about, failed = card["about"], [line["what"] for line in card["failed"]]
-    text = f"torch {about.get('torch')}, random weights in fp16; `bench/results/{file_name(card['card'])}` has everything."
+    file = f"bench/results/{file_name(card['card'])}"
+    text = f"torch {about.get('torch')}, random weights in fp16; `{file}` has everything."
     left = [line["what"] for line in card["skipped"]]
     text += f" Failed: {', '.join(failed)}." if failed else ""
     return text + (f" Not measured: {', '.join(left)}." if left else "")
@@ -214,7 +223,7 @@ def _duration(seconds: float) -> str:
 def main(arguments: Sequence[str] | None = None, say: Callable[[str], object] = print) -> int:
     """Writes the result and the page; 2 where the findings are of no card."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("findings", nargs="*", type=Path, help="of one card; later files go on where earlier ones ended")
+    parser.add_argument("findings", nargs="*", type=Path, help="of one card; later files go on from earlier ones")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (bench/results)")
     parser.add_argument("--page", type=Path, default=PAGE, help="that has the tables (docs/settings.md)")
     given = parser.parse_args(arguments)

@@ -11,7 +11,7 @@ ln -s "$root" "$site/diff2flow_nodes"
 for wheel in "$root"/.gpu/wheels/*.whl; do
     [ -e "$wheel" ] || continue
     "$python" -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir \
-        --upgrade --target "$site" "$wheel"
+        --upgrade --target "$site" "$wheel" || echo "not installed: $wheel" >&2
 done
 if [ -d "$root/.gpu/comfyui" ]; then
     export COMFYUI_DIR="${COMFYUI_DIR:-$root/.gpu/comfyui}"

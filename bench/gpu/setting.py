@@ -142,6 +142,20 @@ def pretended_card(gib: float) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Whether products of float32 are rounded to TF32."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = on
+        yield
+    finally:
+        for backend, was in zip(backends, before, strict=True):
+            backend.allow_tf32 = was
+
+
 def _empty() -> None:
     gc.collect()
     if torch.cuda.is_available():

@@ -16,7 +16,7 @@ from ...training.layers import PRESETS
 from ..costs import interleaved, medians, ratios, seconds_on
 from ..random_backbone import RandomBackbone, square_sizes
 from ..training_steps import StepClock, bare_steps
-from .setting import Setting, emptied
+from .setting import Setting, emptied, tf32
 from .steps import CASTS, conditioning
 
 _BATCH, _WARM_UP, _STEPS = 4, 2, 6
@@ -35,7 +35,8 @@ def steps(setting: Setting) -> None:
         del backbone
     with emptied():
         backbone = setting.backbone(family, torch.float32)
-        setting.findings.case("step in float32", partial(_steps_in_full, setting, backbone), family=family, of="fp32 step")
+        run = partial(_steps_in_full, setting, backbone)
+        setting.findings.case("step in float32", run, family=family, of="fp32 step")
 
 
 def compiled(setting: Setting) -> None:
@@ -147,7 +148,7 @@ def _turns(setting: Setting, ways: Mapping[str, Way]) -> dict[str, Any]:
 
 
 def _calls(setting: Setting, backbone: RandomBackbone, other: RandomBackbone, count: int) -> dict[str, Any]:
-    """Seconds of the network's call for so many pairs with CFG, by each way; `other` keeps its weights channels last."""
+    """Seconds of the network's call for so many pairs with CFG; `other` keeps its weights channels last."""
     call = _call(setting, backbone, count)
     ways = {"as it is": call, "channels_last": _call(setting, other, count)}
     if backbone.device.type == "cuda":
@@ -215,20 +216,6 @@ def channels_last(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.to(memory_format=torch.contiguous_format)
-
-
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """Whether products of float32 are rounded to TF32."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = on
-        yield
-    finally:
-        for backend, was in zip(backends, before, strict=True):
-            backend.allow_tf32 = was
 
 
 def _compiler(module: nn.Module, **options: Any) -> Around:
