@@ -186,11 +186,17 @@ def test_training_goes_on_as_if_it_had_not_stopped(pictures, tmp_path, monkeypat
     assert all(torch.equal(a, b) for a, b in averages)
 
 
-def test_training_begins_at_what_is_stored(pictures, prior, tmp_path):
+def test_training_begins_at_what_is_stored(pictures, prior, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "COMMITTED", tmp_path / "none.safetensors")
+    with pytest.raises(RuntimeError, match="no autoencoder"):
+        training.ensured_autoencoder(tmp_path)
     stored.write(stored.path_in(tmp_path), prior)
     running, seconds = training.begun(pictures, tmp_path, training.PLAN)
     assert (running.step, seconds) == (7, 60.0)
     assert running.plan.rate_at(7) == pytest.approx(training.PLAN.rate / training.PLAN.warm_up)
+    module = training.ensured_autoencoder(tmp_path)
+    weights = zip(module.parameters(), prior.autoencoder.parameters(), strict=True)
+    assert all(torch.equal(one, other.half().float()) for one, other in weights)
 
 
 def test_a_request_to_end_is_heard_before_the_next_step(pictures, tmp_path, monkeypatch):

@@ -141,9 +141,13 @@ def _noisy(z: Tensor, random: torch.Generator) -> Tensor:
 
 
 def learn(work: Path) -> None:
-    """Trains the autoencoder, or goes on, and writes autoencoder.safetensors (float32); a trained one is refined."""
+    """Trains the autoencoder, or goes on, and writes autoencoder.safetensors; a trained one is refined."""
     pictures = load(work).chosen(lambda picture: not picture.held_out)
-    module = refine(pictures, work) if path(work).is_file() else train(pictures, work)
+    write(refine(pictures, work) if path(work).is_file() else train(pictures, work), work)
+
+
+def write(module: AutoencoderTiny, work: Path) -> None:
+    """Writes autoencoder.safetensors, float32."""
     with written_whole(path(work)) as temporary:
         save_file({key: value.contiguous() for key, value in module.state_dict().items()}, str(temporary))
 

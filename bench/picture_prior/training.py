@@ -10,6 +10,7 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from .latents import Latents
 from .long_training import LongTraining
 from .network import Network, millions
 from .stored import Prior
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
 
 log = logging.getLogger(__name__)
 _EMPTY = 0.1
@@ -126,7 +130,7 @@ def train(work: Path, hours: float, command: str, plan: OpenPlan = PLAN) -> Path
         command: that started it, for the provenance.
     """
     pictures = data.load(work).chosen(lambda picture: not picture.held_out)
-    module = autoencoder.read(work)
+    module = ensured_autoencoder(work)
     z = latents.encode(pictures, work, variants=1)
     training, seconds = begun(pictures, work, plan)
     task = Task(training.module, pictures, z, plan.batch)  # type: ignore[arg-type]
@@ -154,6 +158,22 @@ def begun(pictures: data.Pictures, work: Path, plan: OpenPlan) -> tuple[LongTrai
     training = LongTraining(network, plan, state, f"1 {plan.batch}", "network")
     training.step = max(training.step, step)
     return training, 0.0 if before is None else float(before.provenance["seconds"])
+
+
+def ensured_autoencoder(work: Path) -> AutoencoderTiny:
+    """The work folder's autoencoder; where there is none, that of the stored prior, which is put there.
+
+    Raises:
+        RuntimeError: neither is there.
+    """
+    if not autoencoder.path(work).is_file():
+        before = _stored(work)
+        if before is None:
+            raise RuntimeError(
+                "there is no autoencoder: run 'python -m diff2flow_nodes.bench.picture_prior autoencoder'"
+            )
+        autoencoder.write(before.autoencoder, work)
+    return autoencoder.read(work)
 
 
 def _stored(work: Path) -> Prior | None:
