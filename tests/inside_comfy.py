@@ -456,14 +456,13 @@ def check_lora_kinds() -> dict[str, float]:
     for kind in ({}, {"rslora": True}, {"dora": True}, {"dora": True, "rslora": True}):
         name, model = "+".join(kind) or "lora", network()
         settings = LoraSettings(groups=GROUPS, rank=8, alpha=4.0, ends_in_full=True, **kind)
-        with host.training(model) as backbone, trainable(backbone, settings, 0) as adapters:
-            with torch.no_grad():
-                fresh = bare(backbone.module)
+        with host.training(model) as backbone, torch.no_grad():
+            untouched = bare(backbone.module)
+            with trainable(backbone, settings, 0) as adapters:
+                assert torch.equal(bare(backbone.module), untouched), name
                 moved(adapters)
-                trained = bare(backbone.module)
-            state = adapters.state()
+                trained, state = bare(backbone.module), adapters.state()
         plain = forward(model)
-        assert torch.equal(plain, fresh), name
         for strength in (1.0, 0.5):
             stock_model = comfy.sd.load_lora_for_models(model, None, dict(state), strength, strength)[0]
             ours_model = host.apply_lora(model, None, state, strength, None)[0]
