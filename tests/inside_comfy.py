@@ -195,6 +195,37 @@ def check_masks() -> dict[str, float]:
     return found
 
 
+def check_solvers_end() -> dict[str, float]:
+    """Every solver brings the kept area back and leaves CFGZeroStar what it is to euler, in both clocks."""
+    from comfy_extras.nodes_cfg import CFGZeroStar
+
+    model, image = network(), 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    masked = {"samples": image, "noise_mask": torch.zeros(1, 1, 64, 64)}
+    masked["noise_mask"][..., :32] = 1.0
+    flow = run_node("Diff2FlowModel", model, "auto", "auto", "auto", 1.0)[0]
+    starred = CFGZeroStar.execute(flow).result[0]
+    whole = {"samples": torch.zeros(1, 4, 8, 8)}
+    found, std = {}, float(ours(starred, steps=8, latents=whole).std())
+    for name in ("euler", "midpoint", "heun", "ab2", "rk4", "dopri5"):
+        for steps in (1, 2, 4, 25):
+            out = ours(model, steps=steps, solver=name, latents=masked, cfg=1.0)
+            found[f"{name} {steps}"] = float((out[..., 4:] - image[..., 4:]).abs().max())
+        sampler = run_node("Diff2FlowSolver", name, 1e-3, 1e-3)[0]
+        for label, target in (("flow", flow), ("stock", model)):
+            sigmas = run_node("Diff2FlowSigmas", target, 4, "uniform", 1.0)[0]
+            texts = (conditioning(), conditioning(seed=2))
+            drawn = [
+                run_node("SamplerCustom", target, True, 7, 1.0, *texts, sampler, each, masked)[0]["samples"]
+                for each in (sigmas, sigmas[:1])
+            ]
+            found[f"{name} {label}"] = float((drawn[0][..., 4:] - image[..., 4:]).abs().max())
+            assert torch.isfinite(drawn[1]).all(), name
+        ratio = float(ours(starred, steps=8, solver=name, latents=whole).std()) / std
+        assert 0.8 < ratio < 1.25, (name, ratio, std)
+    assert max(found.values()) <= 1e-5, found
+    return found
+
+
 def check_image_to_image() -> dict[str, float]:
     """denoise < 1 stays near the image, nearer the lower it is, and equals the stock path."""
     model = network()
