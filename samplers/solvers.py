@@ -36,7 +36,7 @@ class Counted:
 
 
 def evaluations(solver: str, steps: int) -> int:
-    """Return how many velocity evaluations a solver of fixed cost makes in `steps` steps.
+    """Return how many velocity evaluations a solver of fixed cost makes in `steps` steps that end at no pole.
 
     Args:
         solver: "euler", "midpoint", "heun", "rk4" or "ab2".
