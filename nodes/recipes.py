@@ -61,9 +61,9 @@ def _recipe() -> Any:
     return choice(
         tuple(RECIPES),
         "fast",
-        "fast: errors by pseudo-Huber and more training at both ends of the path (Lee, Lin, Fanti, 'Improving the"
-        " training of rectified flows', 2024), the network's own noise error and starting point kept ('Rectified"
-        " Diffusion', 2024), the worst pairs left out ('Re-MeanFlow', 2025); the best for 1 to 4 steps, and its LoRA"
+        "fast: errors by pseudo-Huber (Lee, Lin, Fanti, 'Improving the training of rectified flows', 2024), more"
+        " training at both ends of the path (steeper than theirs), the network's own noise error and starting point"
+        " kept ('Rectified Diffusion', 2024), the worst pairs left out ('Re-MeanFlow', 2025); the best for 1 to 4 steps, and its LoRA"
         " works in any sampler. paper: 1-rectified flow as in 'Diff2Flow' (CVPR 2025): squared error, all times from"
         " 0 to 1 alike; starts at pure noise. windows: the path in 4 parts, each made straight by the teacher while"
         " training ('PeRFlow', 2024): no pairs on disk, 4 steps or more, slower.",

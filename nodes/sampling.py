@@ -39,8 +39,8 @@ _STEPS = count(
 _SOLVER = choice(
     SOLVERS,
     "euler",
-    "How the path is followed. Network evaluations a step: euler 1, ab2 1, midpoint 2, heun 2, rk4 4;"
-    " dopri5 7 or more, as many as its tolerances ask for: give it 4 to 10 steps. euler is right for straightened"
+    "How the path is followed. Network evaluations a step: euler 1, ab2 1, midpoint 2, heun 2, rk4 4 (3 in"
+    " the last); dopri5 7 or more, as many as its tolerances ask for: give it 4 to 10 steps. euler is right for straightened"
     " (reflowed) models.",
 )
 

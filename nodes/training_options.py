@@ -91,7 +91,8 @@ def _time_inputs() -> dict[str, Any]:
             DISTRIBUTIONS,
             "uniform",
             "How often each flow time is trained. uniform: all alike, as in the paper. logit_normal: mostly the middle"
-            " (SD3). mode: more in the middle, the ends not forgotten (SD3). u_shaped: mostly both ends, for reflow.",
+            " (SD3). mode: more in the middle, the ends not forgotten (SD3). u_shaped: nearly all at both ends,"
+            " for reflow. u_shaped_lee: more at both ends, for reflow, as Lee, Lin, Fanti (2024) have it.",
         ),
         "logit_mean": number(
             0.0,

@@ -11,9 +11,9 @@ from torch import Tensor
 from ..alignment.precision import exact, wide_dtype
 from .solvers import integrate
 
-LAST_SIGMA = 1e-3
-"""Solvers that look at the end point t = 1 ask the denoiser here instead: velocity = (x_data_hat - x) / sigma_flow has
-no value at 0, and the network's timestep has been 0 since t_max < 1 - LAST_SIGMA for every schedule in use."""
+FIRST_SIGMA_BACKWARD = 1e-3
+"""A walk from data to noise that begins at t = 1 asks the denoiser here instead: velocity = (x_data_hat - x)/sigma_flow
+has no value at 0. Walks towards the data never ask at t = 1 (`pole` of `integrate`)."""
 
 Denoiser = Callable[..., Tensor]
 Report = Callable[[dict[str, Any]], None]
@@ -49,23 +49,29 @@ class FlowSampler:
         callback: Report | None = None,
         disable: bool | None = None,
     ) -> Tensor:
-        """The state at sigmas[-1].
+        """The state at sigmas[-1]; x itself where sigmas has fewer than two.
+
+        Where sigmas ends at 0, the last velocity is asked for before it: no step divides by (almost) 0.
 
         Args:
             denoiser: called as denoiser(x, sigma (B,), **extra_args), returns x_data_hat.
             x: the state at sigmas[0], (B, *dims).
-            sigmas: decreasing (steps + 1,), in the denoiser's unit.
+            sigmas: decreasing (steps + 1,), or increasing for the way back, in the denoiser's unit.
             callback: called after each step with k-diffusion's dict: i, x, denoised, sigma, sigma_hat.
             disable: for k-diffusion's signature; progress is the callback's affair.
         """
+        if len(sigmas) < 2:
+            return x
         flow = self.speaks_flow(denoiser)
         levels = exact(sigmas.cpu())
         t = 1.0 - levels if flow else 1.0 / (1.0 + levels)
-        walk = _Walk(denoiser if flow else _in_flow_time(denoiser), extra_args or {}, x.shape[0])
+        lowest = FIRST_SIGMA_BACKWARD if t[-1] < t[0] else 0.0
+        walk = _Walk(denoiser if flow else _in_flow_time(denoiser), extra_args or {}, x.shape[0], lowest)
         first, last = t[[0, -1]].to(wide_dtype(x.device)).to(x.device)
         x_flow = x if flow else (x * first).to(x.dtype)
         report = walk.reporter(sigmas, callback)
-        x_flow = integrate(walk.velocity, x_flow, t, self.solver, report, rtol=self.rtol, atol=self.atol)
+        tolerances = {"rtol": self.rtol, "atol": self.atol}
+        x_flow = integrate(walk.velocity, x_flow, t, self.solver, report, pole=1.0, **tolerances)
         return x_flow if flow else (x_flow / last).to(x.dtype)
 
 
@@ -80,14 +86,14 @@ def _in_flow_time(denoiser: Denoiser) -> Denoiser:
 
 
 class _Walk:
-    """Velocity calls on a denoiser, remembering the latest x_data_hat for previews."""
+    """Velocity calls on a denoiser at sigma_flow >= lowest, remembering the latest x_data_hat for previews."""
 
-    def __init__(self, denoiser: Denoiser, extra_args: dict[str, Any], batch: int) -> None:
-        self._denoiser, self._extra_args, self._batch = denoiser, extra_args, batch
+    def __init__(self, denoiser: Denoiser, extra_args: dict[str, Any], batch: int, lowest: float) -> None:
+        self._denoiser, self._extra_args, self._batch, self._lowest = denoiser, extra_args, batch, lowest
         self._denoised: Tensor | None = None
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        sigma = (1.0 - t).clamp(min=LAST_SIGMA).to(device=x.device, dtype=x.dtype)
+        sigma = (1.0 - t).clamp(min=self._lowest).to(device=x.device, dtype=x.dtype)
         self._denoised = self._denoiser(x, sigma.expand(self._batch), **self._extra_args)
         return (self._denoised - x) / sigma
 

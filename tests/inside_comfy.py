@@ -31,6 +31,7 @@ import comfy.supported_models_base  # noqa: E402
 import torch  # noqa: E402
 
 import nodes as stock  # noqa: E402
+from diff2flow_nodes.hosts import current  # noqa: E402
 
 torch.set_num_threads(1)
 N = pack.NODE_CLASS_MAPPINGS
@@ -195,6 +196,37 @@ def check_masks() -> dict[str, float]:
     return found
 
 
+def check_solvers_end() -> dict[str, float]:
+    """Every solver brings the kept area back and leaves CFGZeroStar what it is to euler, in both clocks."""
+    from comfy_extras.nodes_cfg import CFGZeroStar
+
+    model, image = network(), 5 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    masked = {"samples": image, "noise_mask": torch.zeros(1, 1, 64, 64)}
+    masked["noise_mask"][..., :32] = 1.0
+    flow = run_node("Diff2FlowModel", model, "auto", "auto", "auto", 1.0)[0]
+    starred = CFGZeroStar.execute(flow).result[0]
+    whole = {"samples": torch.zeros(1, 4, 8, 8)}
+    found, std = {}, float(ours(starred, steps=8, latents=whole).std())
+    for name in ("euler", "midpoint", "heun", "ab2", "rk4", "dopri5"):
+        for steps in (1, 2, 4, 25):
+            out = ours(model, steps=steps, solver=name, latents=masked, cfg=1.0)
+            found[f"{name} {steps}"] = float((out[..., 4:] - image[..., 4:]).abs().max())
+        sampler = run_node("Diff2FlowSolver", name, 1e-3, 1e-3)[0]
+        for label, target in (("flow", flow), ("stock", model)):
+            sigmas = run_node("Diff2FlowSigmas", target, 4, "uniform", 1.0)[0]
+            texts = (conditioning(), conditioning(seed=2))
+            drawn = [
+                run_node("SamplerCustom", target, True, 7, 1.0, *texts, sampler, each, masked)[0]["samples"]
+                for each in (sigmas, sigmas[:1])
+            ]
+            found[f"{name} {label}"] = float((drawn[0][..., 4:] - image[..., 4:]).abs().max())
+            assert torch.isfinite(drawn[1]).all(), name
+        ratio = float(ours(starred, steps=8, solver=name, latents=whole).std()) / std
+        assert 0.8 < ratio < 1.25, (name, ratio, std)
+    assert max(found.values()) <= 1e-5, found
+    return found
+
+
 def check_image_to_image() -> dict[str, float]:
     """denoise < 1 stays near the image, nearer the lower it is, and equals the stock path."""
     model = network()
@@ -352,6 +384,66 @@ def check_bad_input() -> dict[str, str]:
         assert said[word].startswith("Diff2Flow ") and "\n" not in said[word], said[word]
         assert word.split()[0] in said[word], said[word]
     return said
+
+
+def check_distilled_schedules() -> dict[str, float]:
+    """50 of 1000 timesteps, as of lcm: the flow is the checkpoint's own; what cannot be told is refused."""
+    from comfy_extras.nodes_model_advanced import LCM, ModelSamplingDiscrete, ModelSamplingDiscreteDistilled
+
+    host, model = current(), network()
+    [lcm] = ModelSamplingDiscrete().patch(model, "lcm", False)
+    found = {"lcm": difference(ours(lcm), ours(model))}
+    grids = [run_node("Diff2FlowSigmas", each, 4, "uniform", 1.0)[0] for each in (lcm, model)]
+    found["sigmas"] = difference(*grids)
+    with host.training(lcm) as ours_in, host.training(model) as plain:
+        assert ours_in.schedule == plain.schedule and ours_in.prediction == "eps" and ours_in.schedule.steps == 1000
+
+    class AnimateDiff(ModelSamplingDiscreteDistilled, LCM):
+        """As its pack makes it: betas even from 0.00085 to 0.012."""
+
+        def _register_schedule(self, *args: Any, **kwargs: Any) -> None:
+            super()._register_schedule(*args, **{**kwargs, "beta_schedule": "sqrt_linear"})
+
+    even = model.clone()
+    even.add_object_patch("model_sampling", AnimateDiff(model.model.model_config))
+    kept = torch.cumprod(1.0 - torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64), 0)
+    found["even betas"] = float((host.facts(even).schedule.alphas_cumprod / kept - 1).abs().max())
+    other = model.clone()
+    other.add_object_patch("model_sampling", AnimateDiff(model.model.model_config))
+    other.get_model_object("model_sampling").set_sigmas(torch.linspace(0.1, 14.0, 50))
+    said = refused(lambda: ours(other))
+    assert "ModelSamplingDiscrete" in said and "take that node out" in said, said
+    assert max(found.values()) <= 1e-5, found
+    return found
+
+
+def check_sampling_nodes_in_front() -> dict[str, str]:
+    """An SD1.x model behind another model sampling is told which node to take out, in sampling and in training."""
+    import comfy_extras.nodes_model_advanced as advanced
+
+    model = network()
+    patched = {
+        "ModelSamplingContinuousEDM": advanced.ModelSamplingContinuousEDM().patch(model, "eps", 120.0, 0.002)[0],
+        "ModelSamplingContinuousV": advanced.ModelSamplingContinuousV().patch(model, "v_prediction", 500.0, 0.03)[0],
+        "ModelSamplingSD3": advanced.ModelSamplingSD3().patch(model, 3.0)[0],
+        "ModelSamplingStableCascade": advanced.ModelSamplingStableCascade().patch(model, 2.0)[0],
+        "ModelSamplingDiscrete": advanced.ModelSamplingDiscrete().patch(model, "img_to_img", False)[0],
+    }
+    said = {}
+    for node, each in patched.items():
+        said[node] = refused(lambda each=each: ours(each))
+        assert refused(lambda each=each: current().facts(each)) in said[node]
+        assert node in said[node] and "out" in said[node] and "cannot convert" not in said[node], said[node]
+    return said
+
+
+def refused(attempt: Callable[[], Any]) -> str:
+    """What an attempt is refused with."""
+    try:
+        attempt()
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("nothing was refused")
 
 
 def _poisoned() -> Any:

@@ -327,6 +327,25 @@ def check_half_precision_networks() -> dict[str, float]:
     return found
 
 
+def check_x0_models_are_trained_and_written() -> dict[str, str]:
+    """The LoRA of a model that predicts the data itself is written, and its metadata say so."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+    from safetensors import safe_open
+
+    [model] = ModelSamplingDiscrete().patch(network(), "x0", False)
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode(False):
+        folder = Path(name)
+        (folder / "loras").mkdir()
+        with current().training(model) as backbone:
+            settings, keeping = TrainSettings(2, 2, 1e-3), Keeping(folder / "runs", memory_check=False)
+            output = Output(folder / "loras", "check", "fp32")
+            result = finetune(Job(backbone, dataset(folder), SMALL, settings, output, keeping), Progress())
+        with safe_open(folder / "loras" / result.name, "pt") as file:
+            said = file.metadata()
+    assert said["diff2flow.prediction"] == said["modelspec.prediction_type"] == "x0", said
+    return {key: said[key] for key in ("diff2flow.prediction", "modelspec.architecture")}
+
+
 def check_fp32_is_float32() -> dict[str, float]:
     """precision fp32 on weights in half precision trains what it trains on the same weights kept in float32."""
     found = {}

@@ -20,10 +20,13 @@ VERSION = "1"
 _ARCHITECTURES = {
     ("SD1", "eps"): ("stable-diffusion-v1", "sd_v1"),
     ("SD1", "v"): ("stable-diffusion-v1", "sd_v1"),
+    ("SD1", "x0"): ("stable-diffusion-v1", "sd_v1"),
     ("SD2", "eps"): ("stable-diffusion-v2-512", "sd_v2"),
     ("SD2", "v"): ("stable-diffusion-v2-768-v", "sd_v2_v"),
+    ("SD2", "x0"): ("stable-diffusion-v2-512", "sd_v2"),
     ("SDXL", "eps"): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
     ("SDXL", "v"): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    ("SDXL", "x0"): ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
 }
 _PREDICTIONS = {"eps": "epsilon", "v": "v", "x0": "x0"}
 _LORA = "/lora"

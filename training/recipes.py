@@ -21,10 +21,10 @@ RECIPES = {
     "paper": ObjectiveSettings(t_range="full", weighting="velocity", time_distribution="uniform", loss="l2"),
     "windows": ObjectiveSettings(t_range="clamped", weighting="eps", reflow=ReflowSettings(windows=WINDOWS)),
 }
-"""fast: pseudo-Huber and U-shaped times of Lee, Lin, Fanti 2024 (arXiv 2405.20320), the weighting and the terminal
-start of a model that keeps eps (Rectified Diffusion, Wang et al. 2024, arXiv 2410.07303), worst pairs left out as in
-Re-MeanFlow (arXiv 2511.23342). paper: Diff2Flow's appendix on reflow. windows: PeRFlow (Yan et al. 2024, arXiv
-2405.07510)."""
+"""fast: pseudo-Huber of Lee, Lin, Fanti 2024 (arXiv 2405.20320) and U-shaped times, steeper than theirs (see `times`);
+the weighting and the terminal start of a model that keeps eps (Rectified Diffusion, Wang et al. 2024, arXiv
+2410.07303), worst pairs left out as in Re-MeanFlow (arXiv 2511.23342). paper: Diff2Flow's appendix on reflow. windows:
+PeRFlow (Yan et al. 2024, arXiv 2405.07510)."""
 
 _DROPOUT = 0.1
 """Of captions in reflow, as the recipes' node has it."""

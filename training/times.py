@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..alignment.precision import exact
+from ..samplers.grids import u_shaped
 
-U_SHAPE = 4.0
-"""a of the U-shaped density exp(a s) + exp(-a s), s = 2t - 1 (Lee, Lin, Fanti 2024, "Improving the training of
-rectified flows")."""
+STEEP = 8.0
+"""Steepness of "u_shaped", the recipe fast's own: twice that of the published density, which is "u_shaped_lee"."""
 MODE_SCALE = 1.29
 """s of the mode distribution as in SD3 (Esser et al. 2024, §3.1)."""
 
@@ -28,8 +28,13 @@ def _logit_normal(u: Tensor, mean: float, spread: float) -> Tensor:
 
 
 def _u_shaped(u: Tensor, mean: float, spread: float) -> Tensor:
-    """Density cosh(a (2t - 1)), more at both ends; its integral is sinh(a (2t - 1)), inverted here."""
-    return (1.0 + torch.asinh((2.0 * u - 1.0) * math.sinh(U_SHAPE)) / U_SHAPE) / 2.0
+    """Density e^{8t} + e^{8(1-t)}: nearly all at both ends."""
+    return u_shaped(u, STEEP)
+
+
+def _u_shaped_lee(u: Tensor, mean: float, spread: float) -> Tensor:
+    """Density e^{4t} + e^{4(1-t)}: more at both ends (Lee, Lin, Fanti 2024, arXiv 2405.20320)."""
+    return u_shaped(u)
 
 
 def _mode(u: Tensor, mean: float, spread: float) -> Tensor:
@@ -42,6 +47,7 @@ _DISTRIBUTIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "logit_normal": _logit_normal,
     "u_shaped": _u_shaped,
     "mode": _mode,
+    "u_shaped_lee": _u_shaped_lee,
 }
 DISTRIBUTIONS = tuple(_DISTRIBUTIONS)
 

@@ -8,6 +8,7 @@ from typing import Any
 import comfy.model_sampling
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor
 
 from ...alignment import NoiseSchedule
 from ...alignment.precision import exact
@@ -32,6 +33,24 @@ _RESHAPE = 5
 """Where ComfyUI's LoRA adapters hold the shape that they widen a weight to."""
 
 _FAMILY_BY_CONTEXT = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
+
+_BETAS = ("linear", "sqrt_linear", "cosine")
+"""ComfyUI's names of the schedules of which a model sampling may keep every n-th timestep."""
+
+_NODES = {
+    "ModelSamplingContinuousV": "ModelSamplingContinuousV",
+    "ModelSamplingCosmosRFlow": "ModelSamplingCosmosRFlow",
+    "ModelSamplingContinuousEDM": "ModelSamplingContinuousEDM",
+    "StableCascadeSampling": "ModelSamplingStableCascade",
+    "ModelSamplingFlux": "ModelSamplingFlux",
+    "ModelSamplingDiscreteFlow": "ModelSamplingSD3 or ModelSamplingAuraFlow",
+    "ModelSamplingDiscreteDistilled": "ModelSamplingDiscrete",
+    "ModelSamplingDiscrete": "ModelSamplingDiscrete",
+}
+"""Which node puts a model sampling of that class in place, derived classes first."""
+
+_FLOW_ALREADY = " (this one is a flow model already; sample it with ComfyUI's own nodes)"
+_TAKE_IT_OUT = "it was trained with: take that node out in front of Diff2Flow's nodes"
 
 
 def facts(model: Any) -> ModelFacts:
@@ -80,15 +99,42 @@ def family(model: Any) -> str:
     config = getattr(base.model_config, "unet_config", {})
     network = base.diffusion_model
     known = _FAMILY_BY_CONTEXT.get(config.get("context_dim"))
-    sampling = model.get_model_object("model_sampling")
-    discrete = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete) or hasattr(sampling, "diff2flow")
-    if type(network) is UNetModel and known and discrete:
+    if type(network) is UNetModel and known:
+        _require_discrete(model, known)
         return known
     raise HostError(
         f"the model is a {type(base).__name__} ({type(base.model_config).__name__}), which Diff2Flow cannot convert:"
         " it takes Stable Diffusion 1.x, 2.x and SDXL checkpoints"
-        + (" (this one is a flow model already; sample it with ComfyUI's own nodes)" if _is_flow(sampling) else "")
+        + (_FLOW_ALREADY if _is_flow(model.get_model_object("model_sampling")) else "")
     )
+
+
+def _require_discrete(model: Any, family_name: str) -> None:
+    """HostError where a model of a known family is sampled by something else than a table of timesteps."""
+    sampling = model.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete) or hasattr(sampling, "diff2flow"):
+        return
+    if _is_patched(model):
+        raise HostError(f"{_in_front(sampling)} gives this {family_name} model other noise levels than {_TAKE_IT_OUT}")
+    raise HostError(
+        f"this {family_name} checkpoint is sampled by {_kind(sampling)}, not by the noise levels of Stable Diffusion;"
+        " Diff2Flow cannot convert it" + (_FLOW_ALREADY if _is_flow(sampling) else "")
+    )
+
+
+def _is_patched(model: Any) -> bool:
+    """Whether a node has replaced the checkpoint's own model sampling."""
+    return "model_sampling" in model.object_patches
+
+
+def _kind(sampling: Any) -> str:
+    """The first class of a model sampling that has a name of its own: nodes derive one anew."""
+    names = [each.__name__ for each in type(sampling).__mro__]
+    return next((name for name in names if name in _NODES), names[0])
+
+
+def _in_front(sampling: Any) -> str:
+    return f"the node {_NODES.get(_kind(sampling), 'for model sampling')} in front"
 
 
 def _is_flow(sampling: Any) -> bool:
@@ -97,11 +143,11 @@ def _is_flow(sampling: Any) -> bool:
 
 def _prediction(sampling: Any) -> str:
     for kind, name in _PREDICTIONS:
-        if isinstance(sampling, kind):
+        if isinstance(sampling, kind) and not isinstance(sampling, comfy.model_sampling.IMG_TO_IMG):
             return name
     raise HostError(
-        f"the model's prediction type ({type(sampling).__name__}) is none of eps, v and x0; remove the ModelSampling"
-        " node in front of it"
+        f"the model's prediction type ({type(sampling).__name__}) is none of eps, v and x0: take {_in_front(sampling)}"
+        " out"
     )
 
 
@@ -110,12 +156,47 @@ def _schedule(sampling: Any) -> NoiseSchedule:
 
     ComfyUI keeps sigma_k = sigma/alpha in float32; alphas_cumprod = 1/(1 + sigma_k²).
     """
-    sigmas = exact(sampling.sigmas.detach().cpu())
+    sigmas = exact(_sigma_per_timestep(sampling).detach().cpu())
     standard = NoiseSchedule.scaled_linear()
     kept = 1.0 / (1.0 + sigmas**2)
     if len(kept) == standard.steps and torch.allclose(kept, standard.alphas_cumprod, rtol=1e-5, atol=0.0):
         return standard
     return NoiseSchedule.from_alphas_cumprod(kept)
+
+
+def _sigma_per_timestep(sampling: Any) -> Tensor:
+    """sigma_k (T,) of the timesteps 0..T-1 that the network knows.
+
+    A distilled model sampling, as of `ModelSamplingDiscrete lcm` and AnimateDiff's lcm, keeps every 20th of 1000: entry
+    i belongs to timestep 20 i + 19. Its other levels are found by making ComfyUI's schedules anew.
+
+    Raises:
+        HostError: the entries are no timesteps of a schedule that is known.
+    """
+    sigmas = sampling.sigmas.cpu()
+    timesteps = exact(sampling.timestep(sampling.sigmas).cpu())
+    if (timesteps - torch.arange(len(sigmas))).abs().max() < 0.5:
+        return sigmas
+    entries = timesteps.round().long()
+    for betas in _BETAS if _is_part_of_table(sampling, timesteps) else ():
+        every = _made_anew(sampling, betas)
+        if torch.allclose(every[entries], sigmas, rtol=1e-4):
+            return every
+    raise HostError(f"{_in_front(sampling)} gives this model other noise levels than {_TAKE_IT_OUT}")
+
+
+def _is_part_of_table(sampling: Any, timesteps: Tensor) -> bool:
+    """Whether all timesteps are whole numbers of a table whose ends are known."""
+    whole = torch.equal(timesteps, timesteps.round()) and 0 <= timesteps.min()
+    return whole and hasattr(sampling, "linear_start") and bool(timesteps.max() < sampling.num_timesteps)
+
+
+def _made_anew(sampling: Any, betas: str) -> Tensor:
+    """sigma_k (T,) of one of ComfyUI's schedules between the ends of a model sampling."""
+    whole = comfy.model_sampling.ModelSamplingDiscrete()
+    ends = {"linear_start": sampling.linear_start, "linear_end": sampling.linear_end}
+    whole._register_schedule(beta_schedule=betas, timesteps=sampling.num_timesteps, zsnr=sampling.zsnr, **ends)
+    return whole.sigmas
 
 
 def _loras(model: Any) -> tuple[Mapping[str, str], ...]:
