@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import math
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+MOST_VALUES = 1 << 28
+"""The most numbers that one picture or array may declare: a gibibyte in float32."""
 _PART = ".part"
 _writes = ContextVar("writes", default=True)
 _ILLEGAL = re.compile(r'[\x00-\x1f<>:"|?*]')
@@ -43,6 +46,27 @@ def confined(folder: Path, name: str) -> Path:
             f"the name {name!r} leads out of the folder '{folder.name}' through a link; choose another name"
         )
     return path
+
+
+class TooLargeError(ValueError):
+    """A file declares more numbers than are read."""
+
+
+def require_size(name: str, shape: Sequence[int]) -> None:
+    """Refuses a file that declares more than `MOST_VALUES`; called before memory is taken for them.
+
+    Args:
+        name: of the file.
+        shape: that its header declares.
+
+    Raises:
+        TooLargeError: names the file, its size and what to do.
+    """
+    if math.prod(shape) > MOST_VALUES:
+        raise TooLargeError(
+            f"'{name}' says that it holds {'×'.join(map(str, shape))} values, and more than {MOST_VALUES} are not read;"
+            " scale it down, or split it"
+        )
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..files import sha256_of
+from ..files import TooLargeError, require_size, sha256_of
 from .buckets import Size, cover
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -34,9 +36,26 @@ class ImageFacts:
     transparent: bool
 
 
+@contextmanager
+def opened_image(path: Path) -> Iterator[Image.Image]:
+    """A picture whose size was checked and whose pixels are not read yet.
+
+    Raises:
+        TooLargeError: it declares more pixels than are read.
+        Exception: whatever Pillow raises for a file that it cannot read.
+    """
+    try:
+        image = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(f"'{path.name}' declares more pixels than are read ({error}); scale it down") from error
+    with image:
+        require_size(path.name, image.size[::-1])
+        yield image
+
+
 def image_facts(path: Path) -> ImageFacts:
     """Looks at an image file; raises whatever Pillow raises for one that it cannot read."""
-    with Image.open(path) as image:
+    with opened_image(path) as image:
         size = image.size
         if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # the EXIF orientations that lie on their side
             size = size[::-1]
@@ -51,14 +70,14 @@ def read_image(path: Path, width: int, height: int) -> Tensor:
     Raises:
         Exception: whatever Pillow raises for a file that it cannot read.
     """
-    with Image.open(path) as opened:
+    with opened_image(path) as opened:
         image = _rgb(ImageOps.exif_transpose(opened))
     return _tensor(placed(image, (width, height), Image.Resampling.LANCZOS))
 
 
 def read_alpha(path: Path, width: int, height: int) -> Tensor:
     """MASK (1, height, width) float32 in [0, 1]: an image's alpha channel (1 = opaque), placed as `read_image`."""
-    with Image.open(path) as opened:
+    with opened_image(path) as opened:
         alpha = ImageOps.exif_transpose(opened).convert("RGBA").getchannel("A")
     return _tensor(placed(alpha, (width, height), Image.Resampling.BOX))
 
@@ -70,7 +89,7 @@ def read_mask(path: Path, width: int, height: int, original: Size) -> Tensor:
         ValueError: its size is not `original`, that of its image.
         Exception: whatever Pillow raises for a file that it cannot read.
     """
-    with Image.open(path) as opened:
+    with opened_image(path) as opened:
         grey = _rgb(ImageOps.exif_transpose(opened)).convert("L")
     if grey.size != original:
         raise ValueError(
