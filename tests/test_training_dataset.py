@@ -97,11 +97,29 @@ def test_other_weights_and_other_sizes_have_their_own_cache(folder):
     assert larger.images == 3 and larger.texts == []
 
 
-def test_captions_of_unequal_length_share_a_batch(folder):
-    (folder / "a.txt").write_text("long")
-    (folder / "b.txt").write_text("long long")
-    batch = _dataset(folder, Counting()).batch([0, 1, 2])
-    assert batch.context.shape == (3, 462, 6)  # of 154, 231 and 77: attention over repeated tokens is the same
+def test_captions_of_unequal_length_are_continued_by_the_empty_one(folder):
+    """4, 5, 6 and 7 chunks of 77 tokens make 7, not their common multiple."""
+    _write(folder / "d.png")
+    captions = {name: "long " * count for name, count in (("a", 3), ("b", 4), ("c", 5), ("d", 6))}
+    for name, caption in captions.items():
+        (folder / f"{name}.txt").write_text(caption)
+    encoders = Counting()
+    encoders.text = lambda caption: (_numbered(caption), torch.ones(1, 2))
+    dataset = _dataset(folder, encoders)
+    batch = dataset.batch([0, 1, 2, 3])
+    assert batch.context.shape == (4, 7 * 77, 6)
+    for row, chunks in zip(batch.context, (4, 5, 6, 7), strict=True):
+        own = [_numbered(" ".join(["long"] * (chunks - 1)))[0], *[_numbered("")[0]] * (7 - chunks)]
+        assert torch.equal(row, torch.cat(own))
+    assert dataset.batch([0, 0]).context.shape[1] == 4 * 77  # nothing is added where nothing is missing
+    assert dataset.batch([0, 3], dropped=[True, False]).context.shape[1] == 7 * 77
+    assert dataset.items[dataset.largest].name == "d.png"  # what the memory check tries is the longest
+
+
+def _numbered(caption):
+    """A context whose tokens are all different, and other ones for every caption."""
+    tokens = 77 * (1 + caption.count("long"))
+    return torch.arange(tokens * 6).reshape(1, tokens, 6).float() + 1000 * len(caption)
 
 
 def test_an_unreadable_image_is_named_skipped_and_counted(folder, caplog):
