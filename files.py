@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
 import hashlib
@@ -19,6 +20,13 @@ from pathlib import Path
 MOST_VALUES = 1 << 28
 """The most numbers that one picture or array may declare: a gibibyte in float32."""
 _PART = ".part"
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _writes = ContextVar("writes", default=True)
 _ILLEGAL = re.compile(r'[\x00-\x1f<>:"|?*]')
 
@@ -171,6 +179,21 @@ def without_writing() -> Iterator[None]:
 def writes() -> bool:
     """Whether what `written_whole` is given now is kept."""
     return _writes.get()
+
+
+def read_text(path: Path) -> str:
+    """A text file as its byte order mark says (UTF-8, UTF-16 or UTF-32), UTF-8 without one.
+
+    Raises:
+        UnicodeDecodeError: it is no such text.
+    """
+    data = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    text = data.decode(encoding)
+    if "\0" in text:  # UTF-16 without a mark passes for UTF-8
+        place = data.index(0)
+        raise UnicodeDecodeError(encoding, data, place, place + 1, "it holds zeros, as UTF-16 does")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def sha256_of(path: Path) -> str:

@@ -160,6 +160,73 @@ def test_an_empty_caption_file_is_an_empty_caption(folder):
     assert _dataset(folder, Counting()).items[0].caption == ""
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_captions_are_read_by_their_byte_order_mark(folder, encoding):
+    (folder / "b.txt").write_text("ein Käse, 猫", encoding=encoding)
+    assert _dataset(folder, Counting()).items[1].caption == "ein Käse, 猫"
+
+
+def test_utf16_without_a_mark_is_no_text(folder):
+    (folder / "b.txt").write_bytes("a cat".encode("utf-16-le"))  # which is UTF-8 with zeros, too
+    with pytest.raises(ValueError, match=r"'b\.txt' is not UTF-8 text \(it holds zeros"):
+        _dataset(folder, Counting())
+
+
+def _float_tiff(path, brightest):
+    """A ramp from black to white in floating point, and the ramp's own values from 0 to 1."""
+    ramp = numpy.linspace(0, 1, 32 * 32, dtype=numpy.float32).reshape(32, 32)
+    Image.fromarray(ramp * numpy.float32(brightest)).save(path)
+    path.with_suffix(".txt").write_text("a ramp")
+    return torch.from_numpy(ramp)
+
+
+@pytest.mark.parametrize("brightest", [1.0, 255.0])
+def test_a_floating_point_tiff_is_as_bright_as_it_says(tmp_path, brightest):
+    ramp = _float_tiff(tmp_path / "a.tif", brightest)
+    seen = read_image(tmp_path / "a.tif", 32, 32)
+    torch.testing.assert_close(seen[0], ramp[..., None].expand(-1, -1, 3), atol=0.6 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("brightest", [3.0, 65535.0, -1.0, float("nan")])
+def test_a_floating_point_tiff_without_a_known_white_is_skipped_by_name(folder, brightest):
+    _float_tiff(folder / "f.tif", brightest)
+    dataset = _dataset(folder, Counting())
+    assert len(dataset) == 3 and list(dataset.skipped) == ["f.tif"]
+    assert "f.tif (its grey values go from" in dataset.summary()
+
+
+def test_pictures_of_other_formats_are_read_or_named(folder, caplog, monkeypatch):
+    image = Image.new("RGB", (32, 32), (200, 30, 10))
+    image.save(folder / "d.gif")
+    image.save(folder / "e.jfif", format="JPEG")
+    for name in ("d", "e"):
+        (folder / f"{name}.txt").write_text(name)
+    for name in ("f.heic", "g.jxl", "h.jp2", ".i.jxl"):
+        (folder / name).write_bytes(b"of a camera")
+    registered = {**Image.registered_extensions()}
+    for extension in (".avif", ".heic", ".jxl"):
+        registered.pop(extension, None)
+    monkeypatch.setattr(Image, "registered_extensions", lambda: registered)
+    (folder / "k.avif").write_bytes(b"of a phone")
+    before = folder_state(folder)
+    with caplog.at_level(logging.WARNING):
+        dataset = _dataset(folder, Counting())
+    assert [item.name for item in dataset.items] == ["a.png", "b.jpg", "c.webp", "d.gif", "e.jfif"]
+    said = "4 pictures are of a format that is not read and left out; save them as PNG or JPEG: f.heic, g.jxl"
+    assert said in dataset.summary() and said in caplog.text
+    (folder / "k.avif").unlink()
+    assert folder_state(folder) != before
+    torch.testing.assert_close(read_image(folder / "d.gif", 8, 8)[0, 0, 0] * 255, torch.tensor([200.0, 30.0, 10.0]))
+
+
+def test_a_format_of_a_plugin_is_read_where_it_is_there(folder, monkeypatch):
+    monkeypatch.setattr(Image, "registered_extensions", lambda: {".avif": "AVIF"})
+    Image.new("RGB", (32, 32)).save(folder / "d.png")
+    (folder / "d.png").rename(folder / "d.avif")  # Pillow goes by the content
+    (folder / "d.txt").write_text("d")
+    assert [item.name for item in _dataset(folder, Counting()).items][-1] == "d.avif"
+
+
 def test_a_caption_that_is_no_utf8_is_named(folder):
     (folder / "b.txt").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"'b\.txt' is not UTF-8"):

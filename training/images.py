@@ -15,7 +15,17 @@ from torch import Tensor
 from ..files import TooLargeError, require_size, sha256_of
 from .buckets import Size, cover
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""What is read always; of a GIF its first frame."""
+_WITH_PLUGIN = (".avif", ".heic", ".heif", ".jxl")
+"""What is read where this Pillow, or a plugin that registered itself, reads it."""
+_PICTURES = (
+    *_WITH_PLUGIN,
+    *(".jpe", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".svg", ".ico", ".hdr", ".qoi", ".pcx", ".ppm", ".pgm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
+)
+"""Extensions of pictures: those that are not read are named."""
+_BRIGHTEST_OF_ONE, _DARKEST_OF_255 = 1.0, 16.0
 _NAMED_AT_MOST = 5
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
@@ -53,6 +63,17 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
         yield image
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file is a picture of a format that is read here, by its extension."""
+    extension = path.suffix.lower()
+    return extension in EXTENSIONS or (extension in _WITH_PLUGIN and extension in Image.registered_extensions())
+
+
+def is_unread_picture(path: Path) -> bool:
+    """Whether a file is a picture of a format that is not read here, by its extension."""
+    return path.suffix.lower() in _PICTURES and not is_image(path)
+
+
 def image_facts(path: Path) -> ImageFacts:
     """Looks at an image file; raises whatever Pillow raises for one that it cannot read."""
     with opened_image(path) as image:
@@ -65,9 +86,10 @@ def image_facts(path: Path) -> ImageFacts:
 def read_image(path: Path, width: int, height: int) -> Tensor:
     """IMAGE (1, height, width, 3) float32 in [0, 1]: turned as its EXIF says, scaled to cover, cropped in the middle.
 
-    Transparency is laid on white. 16-bit grey is scaled, not clipped.
+    Transparency is laid on white. 16-bit grey is scaled, not clipped; floating point grey from 0 to 1 or to 255, too.
 
     Raises:
+        ValueError: grey numbers whose white cannot be told.
         Exception: whatever Pillow raises for a file that it cannot read.
     """
     with opened_image(path) as opened:
@@ -133,11 +155,31 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        grey = numpy.asarray(image, dtype=numpy.float32) / 257.0
-        image = Image.fromarray(grey.round().clip(0, 255).astype(numpy.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_grey(image).round().clip(0, 255).astype(numpy.uint8))
     if _is_transparent(image):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> numpy.ndarray:
+    """Grey (H, W) from 0 to 255 of a picture with more than 8 bits.
+
+    Raises:
+        ValueError: its numbers are neither 16-bit whole ones nor from 0 to 1 or to 255.
+    """
+    grey = numpy.asarray(image, dtype=numpy.float32)
+    low, high = float(grey.min()), float(grey.max())
+    if image.mode != "F":
+        if 0 <= low and high <= 65535:
+            return grey / 257.0
+    elif 0 <= low and high <= _BRIGHTEST_OF_ONE:
+        return grey * 255.0
+    elif 0 <= low and _DARKEST_OF_255 <= high <= 255:
+        return grey
+    raise ValueError(
+        f"its grey values go from {low:g} to {high:g}, so what is white cannot be told; save it with 8 or 16 bits, or as"
+        " floating point numbers from 0 to 1"
+    )

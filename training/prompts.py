@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import confined
+from ..files import confined, read_text
 
 _FILE = re.compile(r"__([A-Za-z0-9](?:[\w./-]*?[A-Za-z0-9])?)__")
 _DEPTH = 20
@@ -121,7 +121,7 @@ def _filled(lines: Iterable[str]) -> Iterator[str]:
 
 def _read(file: Path, what: str) -> list[str]:
     try:
-        return list(_filled(file.read_text(encoding="utf-8-sig").splitlines()))
+        return list(_filled(read_text(file).splitlines()))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{what}: '{file.name}' is not UTF-8 text ({error.reason}); save it as UTF-8, one prompt a line"
