@@ -40,6 +40,7 @@ def confined(folder: Path, name: str) -> Path:
         ValueError: the name is empty, absolute, has "..", a character that no file system takes, or passes through
             a link that leads out of the folder.
     """
+    _require_relative(folder, name)
     parts = [part for part in re.split(r"[\\/]", name) if part != "."]
     if not name.strip() or not all(part.strip() for part in parts):
         raise ValueError(f"the name {name!r} is empty or has an empty part; give a plain name such as 'my_style'")
@@ -54,6 +55,23 @@ def confined(folder: Path, name: str) -> Path:
             f"the name {name!r} leads out of the folder '{folder.name}' through a link; choose another name"
         )
     return path
+
+
+def _require_relative(folder: Path, name: str) -> None:
+    """ValueError for a path of the whole machine and for one that ends with a slash, with the name to give instead."""
+    given = name.strip()
+    if re.match(r"[\\/]|[A-Za-z]:", given):
+        path = Path(given)
+        inside = path.is_absolute() and path != folder and path.is_relative_to(folder)
+        plain = "give a plain name (what lies elsewhere must be copied there first)"
+        instead = f"give {path.relative_to(folder).as_posix()!r}" if inside else plain
+        raise ValueError(
+            f"the name {name!r} is not allowed: it is an absolute path, and names are those inside the folder"
+            f" '{folder.name}'; {instead}"
+        )
+    if given and given[-1] in "/\\":
+        bare = given.rstrip("/\\")
+        raise ValueError(f"the name {name!r} ends with a slash; give {bare!r}")
 
 
 class TooLargeError(ValueError):

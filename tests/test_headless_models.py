@@ -263,6 +263,11 @@ def test_denoise_and_mask_keep_the_image(host, loaded, conditions):
     assert not torch.allclose(out[..., :3], image["samples"][..., :3], atol=1e-1)
 
 
+def test_a_latent_of_another_kind_of_model_is_named(host, loaded, conditions):
+    with pytest.raises(HostError, match=r"latent_image: it has 16 channels \(shape \(1, 16, 8, 8\)\), the SD1 model takes 4"):
+        sampled(host, loaded[0], conditions, latent={"samples": torch.ones(1, 16, 8, 8)})
+
+
 def test_cfg_1_leaves_the_negative_out(host, loaded, conditions):
     positive, negative = conditions
     assert torch.equal(
