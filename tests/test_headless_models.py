@@ -264,7 +264,8 @@ def test_denoise_and_mask_keep_the_image(host, loaded, conditions):
 
 
 def test_a_latent_of_another_kind_of_model_is_named(host, loaded, conditions):
-    with pytest.raises(HostError, match=r"latent_image: it has 16 channels \(shape \(1, 16, 8, 8\)\), the SD1 model takes 4"):
+    said = r"latent_image: it has 16 channels \(shape \(1, 16, 8, 8\)\), the SD1 model takes 4"
+    with pytest.raises(HostError, match=said):
         sampled(host, loaded[0], conditions, latent={"samples": torch.ones(1, 16, 8, 8)})
 
 
