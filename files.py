@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import glob
 import hashlib
+import math
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+MOST_VALUES = 1 << 28
+"""The most numbers that one picture or array may declare: a gibibyte in float32."""
 _PART = ".part"
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _writes = ContextVar("writes", default=True)
 _ILLEGAL = re.compile(r'[\x00-\x1f<>:"|?*]')
 
@@ -29,6 +40,7 @@ def confined(folder: Path, name: str) -> Path:
         ValueError: the name is empty, absolute, has "..", a character that no file system takes, or passes through
             a link that leads out of the folder.
     """
+    _require_relative(folder, name)
     parts = [part for part in re.split(r"[\\/]", name) if part != "."]
     if not name.strip() or not all(part.strip() for part in parts):
         raise ValueError(f"the name {name!r} is empty or has an empty part; give a plain name such as 'my_style'")
@@ -43,6 +55,44 @@ def confined(folder: Path, name: str) -> Path:
             f"the name {name!r} leads out of the folder '{folder.name}' through a link; choose another name"
         )
     return path
+
+
+def _require_relative(folder: Path, name: str) -> None:
+    """ValueError for a path of the whole machine and for one that ends with a slash, with the name to give instead."""
+    given = name.strip()
+    if re.match(r"[\\/]|[A-Za-z]:", given):
+        path = Path(given)
+        inside = path.is_absolute() and path != folder and path.is_relative_to(folder)
+        plain = "give a plain name (what lies elsewhere must be copied there first)"
+        instead = f"give {path.relative_to(folder).as_posix()!r}" if inside else plain
+        raise ValueError(
+            f"the name {name!r} is not allowed: it is an absolute path, and names are those inside the folder"
+            f" '{folder.name}'; {instead}"
+        )
+    if given and given[-1] in "/\\":
+        bare = given.rstrip("/\\")
+        raise ValueError(f"the name {name!r} ends with a slash; give {bare!r}")
+
+
+class TooLargeError(ValueError):
+    """A file declares more numbers than are read."""
+
+
+def require_size(name: str, shape: Sequence[int]) -> None:
+    """Refuses a file that declares more than `MOST_VALUES`; called before memory is taken for them.
+
+    Args:
+        name: of the file.
+        shape: that its header declares.
+
+    Raises:
+        TooLargeError: names the file, its size and what to do.
+    """
+    if math.prod(shape) > MOST_VALUES:
+        raise TooLargeError(
+            f"'{name}' says that it holds {'×'.join(map(str, shape))} values, and more than {MOST_VALUES} are not read;"
+            " scale it down, or split it"
+        )
 
 
 @contextmanager
@@ -147,6 +197,21 @@ def without_writing() -> Iterator[None]:
 def writes() -> bool:
     """Whether what `written_whole` is given now is kept."""
     return _writes.get()
+
+
+def read_text(path: Path) -> str:
+    """A text file as its byte order mark says (UTF-8, UTF-16 or UTF-32), UTF-8 without one.
+
+    Raises:
+        UnicodeDecodeError: it is no such text.
+    """
+    data = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    text = data.decode(encoding)
+    if "\0" in text:  # UTF-16 without a mark passes for UTF-8
+        place = data.index(0)
+        raise UnicodeDecodeError(encoding, data, place, place + 1, "it holds zeros, as UTF-16 does")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def sha256_of(path: Path) -> str:

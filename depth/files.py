@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import confined, written_whole
+from ..files import TooLargeError, confined, require_size, written_whole
 from .choices import UNITS
 
 _METRES = {"metres": 1.0, "millimetres": 1e-3, "centimetres": 1e-2}
 _CHANNELS = ("Z", "Y", "R")
 _DATASET = "dataset"
 _WHITE = 65535
+_ELSEWHERE = (
+    "'{name}' keeps its depth in another file or behind a link, which is not followed; store the numbers in the file"
+    " itself, as an array named dataset"
+)
 
 
 def read_depth(path: Path, unit: str = "auto") -> Tensor:
     """Depth (H, W) float32 in metres of a file; what the file marks as missing (0, NaN, infinite) is left as it is.
 
     .npy and .npz (its only array, or the one named depth), .exr (16- or 32-bit float; channel Z, else Y, else R, else
-    the only one), 16-bit .png, .hdf5 and .h5 (the array named dataset). Nothing is unpickled.
+    the only one), 16-bit .png, .hdf5 and .h5 (the array named dataset, in the file itself). Nothing is unpickled, no
+    other file is opened, and what a header declares is checked before memory is taken for it (`files.require_size`).
 
     Args:
         path: of the file.
@@ -34,7 +41,7 @@ def read_depth(path: Path, unit: str = "auto") -> Tensor:
 
     Raises:
         ValueError: an unknown unit or kind of file, a file that cannot be read or holds a colour or 8-bit picture, or
-            a library that is missing.
+            a library that is missing; a file that declares more than is read, or points to other files.
     """
     if unit not in UNITS:
         raise ValueError(f"unit must be one of {', '.join(UNITS)}, not {unit!r}")
@@ -110,51 +117,69 @@ def _highest(path: Path) -> int:
 
 
 def _read_numpy(path: Path) -> Any:
-    try:
-        loaded = numpy.load(path, allow_pickle=False)
-    except Exception as error:
-        raise ValueError(
-            f"'{path.name}' cannot be read as a NumPy file without unpickling ({error}); save the plain numbers with"
-            " numpy.save"
-        ) from error
-    return loaded
+    with _said(path, "a NumPy file without unpickling", "save the plain numbers with numpy.save"):
+        with open(path, "rb") as file:
+            _require_array(path.name, *_declared(file))
+        return numpy.load(path, allow_pickle=False)
 
 
 def _read_npz(path: Path) -> Any:
-    archive = _read_numpy(path)
-    if isinstance(archive, numpy.ndarray):
-        return archive
-    with archive:
-        name = "depth" if "depth" in archive.files else archive.files[0] if len(archive.files) == 1 else None
-        if name is None:
-            raise ValueError(f"'{path.name}' holds {archive.files or 'nothing'}; give it one array, or call one depth")
-        try:
+    if not zipfile.is_zipfile(path):
+        return _read_numpy(path)
+    with _said(path, "a NumPy file without unpickling", "save the plain numbers with numpy.savez"):
+        with numpy.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            name = "depth" if "depth" in names else names[0] if len(names) == 1 else None
+            if name is None:
+                raise _Told(f"'{path.name}' holds {names or 'nothing'}; give it one array, or call one depth")
+            member = name if name in archive.zip.namelist() else f"{name}.npy"
+            with archive.zip.open(member) as file:
+                _require_array(path.name, *_declared(file))
             return archive[name]
-        except ValueError as error:
-            raise ValueError(f"'{path.name}' holds pickled objects, no plain numbers; save the numbers only") from error
+
+
+def _declared(file: IO[bytes]) -> tuple[tuple[int, ...], Any]:
+    """Shape and dtype in the header of an array in NumPy's format."""
+    version = numpy.lib.format.read_magic(file)
+    read = numpy.lib.format.read_array_header_1_0 if version == (1, 0) else numpy.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _require_array(name: str, shape: tuple[int, ...], dtype: Any) -> None:
+    """What is known of an array from its header: plain numbers, and not too many of them."""
+    if dtype.hasobject:
+        raise _Told(f"'{name}' holds pickled objects, no plain numbers; save the numbers only")
+    if dtype.kind not in "iuf":
+        raise _Told(f"'{name}' holds {dtype}, not depth; save it as 32-bit floating point numbers")
+    require_size(name, shape)
 
 
 def _read_exr(path: Path) -> Any:
     library = _library("OpenEXR", path)
-    try:
-        channels = {
-            name: channel.pixels for name, channel in library.File(str(path), separate_channels=True).channels().items()
-        }
-    except Exception as error:
-        raise ValueError(f"'{path.name}' cannot be read as an EXR picture ({error}); save it again") from error
-    by_end = {name.rsplit(".", 1)[-1].upper(): pixels for name, pixels in reversed(channels.items())}
+    with _said(path, "an EXR picture", "save it again"):
+        _require_exr_size(path.name, library.File(str(path), header_only=True).parts)
+        channels = library.File(str(path), separate_channels=True).channels()
+        by_name = {name: channel.pixels for name, channel in channels.items()}
+    by_end = {name.rsplit(".", 1)[-1].upper(): pixels for name, pixels in reversed(by_name.items())}
     name = next((name for name in _CHANNELS if name in by_end), None)
     if name == "R" and any(not numpy.array_equal(by_end["R"], by_end.get(c, by_end["R"])) for c in "GB"):
         raise ValueError(f"'{path.name}' is an RGB picture, not depth: its channels R, G and B differ; give the depth")
-    return by_end[name] if name else next(iter(channels.values()))
+    return by_end[name] if name else next(iter(by_name.values()))
+
+
+def _require_exr_size(name: str, parts: Any) -> None:
+    for part in parts:
+        low, high = part.header["dataWindow"]
+        width, height = (int(high[i]) - int(low[i]) + 1 for i in (0, 1))
+        require_size(name, (len(part.header["channels"]), height, width))
 
 
 def _read_png(path: Path) -> Any:
-    try:
+    with _said(path, "a picture", "save it again"):
         with Image.open(path) as image:
+            require_size(path.name, image.size[::-1])
             mode, pixels = image.mode, numpy.asarray(image)
-    except Exception as error:
-        raise ValueError(f"'{path.name}' cannot be read as a picture ({error}); save it again") from error
     if not mode.startswith("I"):
         kind = "an 8-bit grey" if mode in ("L", "1", "LA") else "an 8-bit RGB"
         raise ValueError(
@@ -166,15 +191,39 @@ def _read_png(path: Path) -> Any:
 
 def _read_hdf5(path: Path) -> Any:
     library = _library("h5py", path)
+    with _said(path, "an HDF5 file", "download it again"), library.File(path, "r") as file:
+        if _DATASET not in file.keys():
+            raise _Told(f"'{path.name}' has no array named {_DATASET!r} but {list(file)}; name the depth so")
+        if not isinstance(file.get(_DATASET, getlink=True), library.HardLink):
+            raise _Told(_ELSEWHERE.format(name=path.name))
+        found = file[_DATASET]
+        if not isinstance(found, library.Dataset) or found.shape is None:
+            raise _Told(f"'{path.name}' has a {_DATASET!r} that is no array; download it again")
+        _require_inside(path.name, found)
+        require_size(path.name, found.shape)
+        require_size(path.name, found.chunks or ())
+        return numpy.asarray(found[()]) if found.dtype.kind in "iuf" else numpy.empty(0, found.dtype)
+
+
+def _require_inside(name: str, dataset: Any) -> None:
+    """ValueError unless the numbers lie in the HDF5 file itself: in one piece or in chunks."""
+    if dataset.is_virtual or dataset.external:
+        raise _Told(_ELSEWHERE.format(name=name))
+
+
+class _Told(ValueError):
+    """A message that is already in our words."""
+
+
+@contextmanager
+def _said(path: Path, kind: str, remedy: str) -> Iterator[None]:
+    """Whatever a library raises for a file, in one sentence; what is in our words stays as it is."""
     try:
-        with library.File(path, "r") as file:
-            names = list(file)
-            found = file[_DATASET][()] if _DATASET in names else None
+        yield
+    except (_Told, TooLargeError):
+        raise
     except Exception as error:
-        raise ValueError(f"'{path.name}' cannot be read as an HDF5 file ({error}); download it again") from error
-    if found is None:
-        raise ValueError(f"'{path.name}' has no array named {_DATASET!r} but {names}; name the depth so")
-    return numpy.asarray(found)
+        raise ValueError(f"'{path.name}' cannot be read as {kind} ({error}); {remedy}") from error
 
 
 def _write_numpy(path: Path, values: Any) -> None:

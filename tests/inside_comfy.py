@@ -368,6 +368,7 @@ def check_bad_input() -> dict[str, str]:
         "steps 0": lambda: ours(model, steps=0),
         "NaN": lambda: ours(model, latents=broken),
         "NaN or infinite": lambda: ours(_poisoned()),
+        "16 channels": lambda: ours(model, latents={"samples": torch.ones(1, 16, 8, 8)}),
         "zero-terminal-SNR": lambda: run_node("Diff2FlowModel", model, "eps", "on", "auto", 1.0),
         "denoise": lambda: ours(model, denoise=0.0),
         "SD3": lambda: ours(sd3),
@@ -655,7 +656,9 @@ def check_text_encoder_lora() -> dict[str, float]:
         tuned = comfy.sd.load_lora_for_models(None, clip, dict(state), 1.0, 1.0)[1]
         length = trained.shape[1]
         after = [tuned.encode_from_tokens(tuned.tokenize(caption)) for caption in captions]
-        after = torch.cat([each.repeat(1, length // each.shape[1], 1) for each in after])
+        nothing = tuned.encode_from_tokens(tuned.tokenize(""))  # what the encoder fills a short prompt's chunks with
+        after = torch.cat([torch.cat([each, *[nothing] * ((length - each.shape[1]) // 77)], dim=1) for each in after])
+        assert length == max(each.shape[1] for each, _ in before) == 154
         found[kind] = float((after - trained).abs().max() / (trained - fresh.detach()).abs().max())
         ours_clip = host.apply_lora(model, clip, state, 1.0, None)[1]
         again = ours_clip.encode_from_tokens(ours_clip.tokenize(captions[1]))

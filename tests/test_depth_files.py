@@ -1,6 +1,10 @@
 """Depth files and folders: what is written is what is read, and each data set's convention is its own."""
 
+import io
+import struct
 import sys
+import tracemalloc
+import zipfile
 
 import h5py
 import numpy
@@ -13,6 +17,7 @@ from diff2flow_nodes.depth import layouts
 from diff2flow_nodes.depth.colors import COLORS, coloured
 from diff2flow_nodes.depth.files import read_depth, save_frames, write_depth
 from diff2flow_nodes.depth.layouts import distance_to_planar, find_pairs, load_pair
+from diff2flow_nodes.tests.bare_files import png_header
 
 
 def _depth(height=6, width=9):
@@ -146,7 +151,7 @@ def test_nothing_is_unpickled_and_broken_files_are_named(tmp_path):
     trap = numpy.array([[_Trap()]], dtype=object)
     numpy.save(tmp_path / "trap.npy", trap, allow_pickle=True)
     numpy.savez(tmp_path / "trap.npz", depth=trap)
-    with pytest.raises(ValueError, match="'trap.npy' cannot be read.*without unpickling"):
+    with pytest.raises(ValueError, match="'trap.npy' holds pickled objects, no plain"):
         read_depth(tmp_path / "trap.npy")
     with pytest.raises(ValueError, match="'trap.npz' holds pickled objects"):
         read_depth(tmp_path / "trap.npz")
@@ -347,3 +352,84 @@ def test_colours():
         coloured(depth, "jet")
     with pytest.raises(ValueError, match="60 values that are NaN"):
         coloured(depth * float("nan"), "grey")
+
+
+def _outside(secret, path, kind):
+    """An HDF5 file whose array named dataset is a text file, or lies in another HDF5 file."""
+    other = path.with_name("other.h5")
+    with h5py.File(other, "w") as file:
+        file["values"] = numpy.ones((2, 3), "f4")
+    with h5py.File(path, "w") as file:
+        if kind == "external storage":
+            file.create_dataset("dataset", shape=(1, 16), dtype="<u2", external=[(str(secret), 0, 32)])
+        elif kind == "external link":
+            file["dataset"] = h5py.ExternalLink(str(other), "values")
+        elif kind == "soft link":
+            file["elsewhere"] = h5py.ExternalLink(str(other), "/")
+            file["dataset"] = h5py.SoftLink("/elsewhere/values")
+        else:
+            layout = h5py.VirtualLayout((2, 3), "f4")
+            layout[:] = h5py.VirtualSource(str(other), "values", (2, 3))
+            file.create_virtual_dataset("dataset", layout)
+
+
+@pytest.mark.parametrize("kind", ["external storage", "external link", "soft link", "virtual"])
+def test_an_hdf5_file_never_brings_another_file(tmp_path, kind):
+    secret = tmp_path / "secret.txt"
+    secret.write_bytes(b"the words of another file, kept.")
+    _outside(secret, tmp_path / "a.hdf5", kind)
+    with pytest.raises(ValueError, match="'a.hdf5' keeps its depth in another file or behind a link"):
+        read_depth(tmp_path / "a.hdf5")
+
+
+def test_an_hdf5_array_in_chunks_and_under_a_second_name_is_read(tmp_path):
+    values = numpy.arange(24, dtype="f4").reshape(4, 6)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["first"] = file.create_dataset("dataset", data=values, chunks=(2, 3), compression="gzip")
+    assert numpy.array_equal(read_depth(tmp_path / "a.h5").numpy(), values)
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file.create_group("dataset")
+    with pytest.raises(ValueError, match="'group.h5' has a 'dataset' that is no array"):
+        read_depth(tmp_path / "group.h5")
+
+
+def _npy_header(shape):
+    made = io.BytesIO()
+    numpy.lib.format.write_array_header_1_0(made, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return made.getvalue() + b"\0" * 64
+
+
+def _huge_exr(path):
+    """A small EXR file whose header is changed to declare 20000×20000."""
+    _exr(path, {"Z": numpy.zeros((4, 4), "float32")})
+    small, large = struct.pack("<4i", 0, 0, 3, 3), struct.pack("<4i", 0, 0, 19999, 19999)
+    path.write_bytes(path.read_bytes().replace(small, large))
+
+
+def _huge(path):
+    if path.suffix == ".npy":
+        path.write_bytes(_npy_header((60000, 60000)))
+    elif path.suffix == ".npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("depth.npy", _npy_header((60000, 60000)))
+    elif path.suffix == ".hdf5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("dataset", shape=(60000, 60000), dtype="f4", chunks=(64, 64))
+    elif path.suffix == ".exr":
+        _huge_exr(path)
+    else:
+        path.write_bytes(png_header(20000, 20000))
+
+
+@pytest.mark.parametrize("extension", [".npy", ".npz", ".hdf5", ".exr", ".png"])
+def test_a_declared_size_is_checked_before_memory_is_taken(tmp_path, extension, monkeypatch):
+    """Memory stays below 64 MiB where the numbers would take a gigabyte and more."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as some packs set it
+    path = tmp_path / f"huge{extension}"
+    _huge(path)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"'huge{extension}' says that it holds .*0×.*scale it down"):
+        read_depth(path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1 << 26

@@ -164,3 +164,38 @@ def test_files_are_told_of_as_they_appear(tmp_path):
     (tmp_path / "out" / "b").touch()
     os.rename(tmp_path / "out" / "b", tmp_path / "out" / "c")
     assert told == [Path(tmp_path / "out" / "deep" / "a.txt")]
+
+
+class NeedsAll(Source):
+    """Takes what a checkpoint may lack."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",)}, "optional": {"clip": ("CLIP",)}}
+
+    def run(self, vae, clip=None):
+        NOTES.append(("needs", vae))
+
+
+class Lacking(Source):
+    """A checkpoint without VAE and text encoder."""
+
+    RETURN_TYPES = ("CLIP", "VAE")
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        return None, None
+
+
+def test_a_part_that_the_checkpoint_lacks_is_named_before_the_node_begins():
+    classes = {cls.__name__: cls for cls in (NeedsAll, Lacking)}
+    workflow = graph(c=("Lacking", {}), o=("NeedsAll", {"vae": ["c", 1]}))
+    with pytest.raises(NodeFailure, match=r"node o \(NeedsAll\): vae: the checkpoint that it comes from holds no VAE;"):
+        execute(workflow, plan(workflow, classes, {}), classes)
+    assert not NOTES

@@ -8,6 +8,8 @@ from PIL import Image
 from diff2flow_nodes.hosts import HostError, use
 from diff2flow_nodes.hosts.headless import HeadlessHost, core_nodes
 from diff2flow_nodes.hosts.headless.images import load_image, save_images
+from diff2flow_nodes.tests.bare_files import png_header
+from diff2flow_nodes.training.images import image_facts, read_image
 
 
 @pytest.fixture
@@ -59,3 +61,13 @@ def test_an_image_with_nan_is_not_saved(host):
     with pytest.raises(ValueError, match="NaN"):
         save_images(torch.full((1, 8, 8, 3), torch.nan), host.folder("output"), "x", "output", None, None)
     assert list(host.folder("output").iterdir()) == []
+
+
+@pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])
+def test_a_picture_that_declares_too_much_is_named_before_it_is_read(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)  # some packs switch Pillow's own bound off
+    path = tmp_path / "huge.png"
+    path.write_bytes(png_header(20000, 20000))
+    for read in (load_image, image_facts, lambda path: read_image(path, 8, 8)):
+        with pytest.raises(ValueError, match="^'huge.png' (says|declares).*scale it down"):
+            read(path)

@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from diff2flow_nodes.alignment import Alignment, NoiseSchedule
 from diff2flow_nodes.bench import ldm_layout
 from diff2flow_nodes.hosts import HostError, use
-from diff2flow_nodes.hosts.headless import HeadlessHost, checkpoint, core_nodes
+from diff2flow_nodes.hosts.headless import HeadlessHost, checkpoint, core_nodes, prompts
 from diff2flow_nodes.hosts.headless.noise_levels import StockLevels
 from diff2flow_nodes.hosts.headless.schedules import sigmas_for
+from diff2flow_nodes.hosts.headless.text_training import HeadlessText
+from diff2flow_nodes.hosts.headless.tokens import tokenize
 from diff2flow_nodes.hosts.headless.unet_layout import UnetLayout
 from diff2flow_nodes.samplers.parameterization import FlowParameterization
 from diff2flow_nodes.tests.headless_fixtures import make_checkpoint, unet_weights
@@ -261,6 +263,12 @@ def test_denoise_and_mask_keep_the_image(host, loaded, conditions):
     assert not torch.allclose(out[..., :3], image["samples"][..., :3], atol=1e-1)
 
 
+def test_a_latent_of_another_kind_of_model_is_named(host, loaded, conditions):
+    said = r"latent_image: it has 16 channels \(shape \(1, 16, 8, 8\)\), the SD1 model takes 4"
+    with pytest.raises(HostError, match=said):
+        sampled(host, loaded[0], conditions, latent={"samples": torch.ones(1, 16, 8, 8)})
+
+
 def test_cfg_1_leaves_the_negative_out(host, loaded, conditions):
     positive, negative = conditions
     assert torch.equal(
@@ -273,6 +281,18 @@ def test_contexts_of_different_length_meet(host, loaded):
     short = host.encode_text(loaded[1], "few")
     assert long[0][0].shape[1] == 154
     assert torch.isfinite(sampled(host, loaded[0], (long, short), steps=1)).all()
+
+
+def test_captions_of_different_length_are_trained_as_the_encoder_continues_them(loaded):
+    """The oracle is the encoder itself, given the short caption's chunk and empty ones behind it."""
+    clip = loaded[1]
+    tower = clip.towers["l"]
+    parts = [*prompts.chunks("few", tokenize, tower.kind.pad), *[prompts.empty_chunk(tower.kind.pad)] * 2]
+    with torch.no_grad():
+        expected = tower(torch.tensor([chunk.ids for chunk in parts]))[0].flatten(0, 1)
+        context, _ = HeadlessText(clip).encode(["few", "many words " * 80, "word " * 100])
+    assert context.shape[:2] == (3, 3 * 77)  # of 1, 3 and 2 chunks
+    assert torch.allclose(context[0], expected, atol=1e-6)
 
 
 def test_euler_on_the_flow_is_euler_in_sigma_k(host, loaded, conditions):

@@ -1,5 +1,7 @@
 """Prompts: token ids, weights and chunks as ComfyUI reads them."""
 
+import time
+
 import pytest
 
 from diff2flow_nodes.hosts import HostError
@@ -81,3 +83,12 @@ def test_textual_inversions_are_refused(prompt):
 
 def test_embedding_inside_a_word_is_text():
     prompts.refuse_embeddings("an,embedding:x")
+
+
+def test_parentheses_without_end_and_very_long_prompts_end_soon():
+    with pytest.raises(HostError, match="nests parentheses more than 100 times"):
+        prompts.chunks("(" * 400 + "5" + ")" * 400, words, END)
+    assert prompts.weighted_pieces("(" * 400 + "5") == [("(" * 400 + "5", 1.0)]  # they have no partner
+    began = time.perf_counter()
+    made = prompts.chunks("5 " * 750_000, words, END)
+    assert len(made) == 10_000 and {chunk.ids[1] for chunk in made} == {5} and time.perf_counter() - began < 20

@@ -315,3 +315,21 @@ def test_a_teacher_that_diverges_stops_with_what_is_finished(tmp_path):
     with pytest.raises(RuntimeError, match="NaN or infinite"):
         make(tmp_path, 6, by=maker(Diverging()))
     assert numbers_in(tmp_path) == [0, 1]
+
+
+def _unequal(caption):
+    """A context of as many times three tokens as the caption has words, one at least."""
+    own = encode(caption)[0]
+    return torch.cat([own + 0.1 * i for i in range(max(1, len(caption.split())))], dim=1), None
+
+
+@pytest.mark.parametrize("negative", ["ugly", "ugly and grey"])
+def test_captions_of_unequal_length_make_the_pairs_that_they_make_alone(tmp_path, negative):
+    by = maker(encode=_unequal)
+    alone = make(tmp_path / "alone", 6, by=by, negative=negative)
+    together = make(tmp_path / "together", 6, by=by, negative=negative, batch_size=6)
+    for pair in range(6):
+        one, other = (pairs.batch([pair]) for pairs in (alone, together))
+        assert one.captions == other.captions
+        torch.testing.assert_close(one.latent.float(), other.latent.float(), atol=2e-3, rtol=0)
+    assert len({_unequal(caption)[0].shape[1] for caption in together.captions()}) > 1

@@ -1,5 +1,6 @@
 """Prompts of pairs: where they come from, and wildcards as a function of seed and pair number."""
 
+import time
 from collections import Counter
 
 import pytest
@@ -86,3 +87,30 @@ def test_a_million_lines_are_one_piece_of_memory():
     tracemalloc.stop()
     assert lines[99_999] == "number 99999" and kept < 3e6
     assert Prompts(lines).at(100_000, 0) == "number 0"
+
+
+def _seconds(work):
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("text", ["__a.", "{x|y}", "\\{"])
+def test_the_time_grows_with_the_text_and_not_with_its_square(folder, text):
+    """16 times the text takes about 16 times as long, and never 256 times."""
+
+    def work(count):
+        _collected(folder, "{x|y}" + text * count).at(0, 0)
+
+    short, long = (min(_seconds(lambda count=count: work(count)) for _ in range(3)) for count in (1000, 16000))
+    assert long < 60 * short + 0.05
+
+
+def test_wildcards_that_name_each_other_many_times_end_in_a_sentence(folder):
+    """4 to the 12th copies of one letter would be made of 13 small files."""
+    for i in range(12):
+        (folder / f"l{i}.txt").write_text(" ".join([f"__l{i + 1}__"] * 4) + "\n")
+    (folder / "l12.txt").write_text("x\n")
+    with pytest.raises(ValueError, match="in '__l0__' put more than 100000 characters into one prompt"):
+        _collected(folder, "__l0__").at(0, 0)
+    assert _collected(folder, "__l9__").at(0, 0) == " ".join("x" * 64)

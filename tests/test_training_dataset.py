@@ -97,11 +97,29 @@ def test_other_weights_and_other_sizes_have_their_own_cache(folder):
     assert larger.images == 3 and larger.texts == []
 
 
-def test_captions_of_unequal_length_share_a_batch(folder):
-    (folder / "a.txt").write_text("long")
-    (folder / "b.txt").write_text("long long")
-    batch = _dataset(folder, Counting()).batch([0, 1, 2])
-    assert batch.context.shape == (3, 462, 6)  # of 154, 231 and 77: attention over repeated tokens is the same
+def test_captions_of_unequal_length_are_continued_by_the_empty_one(folder):
+    """4, 5, 6 and 7 chunks of 77 tokens make 7, not their common multiple."""
+    _write(folder / "d.png")
+    captions = {name: "long " * count for name, count in (("a", 3), ("b", 4), ("c", 5), ("d", 6))}
+    for name, caption in captions.items():
+        (folder / f"{name}.txt").write_text(caption)
+    encoders = Counting()
+    encoders.text = lambda caption: (_numbered(caption), torch.ones(1, 2))
+    dataset = _dataset(folder, encoders)
+    batch = dataset.batch([0, 1, 2, 3])
+    assert batch.context.shape == (4, 7 * 77, 6)
+    for row, chunks in zip(batch.context, (4, 5, 6, 7), strict=True):
+        own = [_numbered(" ".join(["long"] * (chunks - 1)))[0], *[_numbered("")[0]] * (7 - chunks)]
+        assert torch.equal(row, torch.cat(own))
+    assert dataset.batch([0, 0]).context.shape[1] == 4 * 77  # nothing is added where nothing is missing
+    assert dataset.batch([0, 3], dropped=[True, False]).context.shape[1] == 7 * 77
+    assert dataset.items[dataset.largest].name == "d.png"  # what the memory check tries is the longest
+
+
+def _numbered(caption):
+    """A context whose tokens are all different, and other ones for every caption."""
+    tokens = 77 * (1 + caption.count("long"))
+    return torch.arange(tokens * 6).reshape(1, tokens, 6).float() + 1000 * len(caption)
 
 
 def test_an_unreadable_image_is_named_skipped_and_counted(folder, caplog):
@@ -140,6 +158,73 @@ def test_missing_captions_are_an_error_that_names_them_or_take_the_default(folde
 def test_an_empty_caption_file_is_an_empty_caption(folder):
     (folder / "a.txt").write_text("")
     assert _dataset(folder, Counting()).items[0].caption == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_captions_are_read_by_their_byte_order_mark(folder, encoding):
+    (folder / "b.txt").write_text("ein Käse, 猫", encoding=encoding)
+    assert _dataset(folder, Counting()).items[1].caption == "ein Käse, 猫"
+
+
+def test_utf16_without_a_mark_is_no_text(folder):
+    (folder / "b.txt").write_bytes("a cat".encode("utf-16-le"))  # which is UTF-8 with zeros, too
+    with pytest.raises(ValueError, match=r"'b\.txt' is not UTF-8 text \(it holds zeros"):
+        _dataset(folder, Counting())
+
+
+def _float_tiff(path, brightest):
+    """A ramp from black to white in floating point, and the ramp's own values from 0 to 1."""
+    ramp = numpy.linspace(0, 1, 32 * 32, dtype=numpy.float32).reshape(32, 32)
+    Image.fromarray(ramp * numpy.float32(brightest)).save(path)
+    path.with_suffix(".txt").write_text("a ramp")
+    return torch.from_numpy(ramp)
+
+
+@pytest.mark.parametrize("brightest", [1.0, 255.0])
+def test_a_floating_point_tiff_is_as_bright_as_it_says(tmp_path, brightest):
+    ramp = _float_tiff(tmp_path / "a.tif", brightest)
+    seen = read_image(tmp_path / "a.tif", 32, 32)
+    torch.testing.assert_close(seen[0], ramp[..., None].expand(-1, -1, 3), atol=0.6 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("brightest", [3.0, 65535.0, -1.0, float("nan")])
+def test_a_floating_point_tiff_without_a_known_white_is_skipped_by_name(folder, brightest):
+    _float_tiff(folder / "f.tif", brightest)
+    dataset = _dataset(folder, Counting())
+    assert len(dataset) == 3 and list(dataset.skipped) == ["f.tif"]
+    assert "f.tif (its grey values go from" in dataset.summary()
+
+
+def test_pictures_of_other_formats_are_read_or_named(folder, caplog, monkeypatch):
+    image = Image.new("RGB", (32, 32), (200, 30, 10))
+    image.save(folder / "d.gif")
+    image.save(folder / "e.jfif", format="JPEG")
+    for name in ("d", "e"):
+        (folder / f"{name}.txt").write_text(name)
+    for name in ("f.heic", "g.jxl", "h.jp2", ".i.jxl"):
+        (folder / name).write_bytes(b"of a camera")
+    registered = {**Image.registered_extensions()}
+    for extension in (".avif", ".heic", ".jxl"):
+        registered.pop(extension, None)
+    monkeypatch.setattr(Image, "registered_extensions", lambda: registered)
+    (folder / "k.avif").write_bytes(b"of a phone")
+    before = folder_state(folder)
+    with caplog.at_level(logging.WARNING):
+        dataset = _dataset(folder, Counting())
+    assert [item.name for item in dataset.items] == ["a.png", "b.jpg", "c.webp", "d.gif", "e.jfif"]
+    said = "4 pictures are of a format that is not read and left out; save them as PNG or JPEG: f.heic, g.jxl"
+    assert said in dataset.summary() and said in caplog.text
+    (folder / "k.avif").unlink()
+    assert folder_state(folder) != before
+    torch.testing.assert_close(read_image(folder / "d.gif", 8, 8)[0, 0, 0] * 255, torch.tensor([200.0, 30.0, 10.0]))
+
+
+def test_a_format_of_a_plugin_is_read_where_it_is_there(folder, monkeypatch):
+    monkeypatch.setattr(Image, "registered_extensions", lambda: {".avif": "AVIF"})
+    Image.new("RGB", (32, 32)).save(folder / "d.png")
+    (folder / "d.png").rename(folder / "d.avif")  # Pillow goes by the content
+    (folder / "d.txt").write_text("d")
+    assert [item.name for item in _dataset(folder, Counting()).items][-1] == "d.avif"
 
 
 def test_a_caption_that_is_no_utf8_is_named(folder):

@@ -121,6 +121,36 @@ def test_bad_folders_are_named(host, folder, message):
     assert message in str(Diff2FlowImageDataset.VALIDATE_INPUTS(folder))
 
 
+def test_an_absolute_folder_is_told_its_name(host, tmp_path):
+    inside = host.folder("input") / "ink"
+    for folder, message in (
+        (str(inside), "it is an absolute path, and names are those inside the folder 'input'; give 'ink'"),
+        ("/elsewhere/ink", "what lies elsewhere must be copied there first"),
+        ("C:\\pictures", "it is an absolute path"),
+        ("ink/", "the name 'ink/' ends with a slash; give 'ink'"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            Diff2FlowImageDataset().build(folder, "vae", "clip", 32)
+        assert message in str(caught.value) and message in str(Diff2FlowImageDataset.VALIDATE_INPUTS(folder))
+
+
+def test_a_checkpoint_without_vae_or_text_encoder_is_named(host):
+    class Empty:
+        """ComfyUI's VAE object of a checkpoint that has none."""
+
+        first_stage_model = None
+
+    for vae, clip, message in (
+        (None, "clip", "vae: the checkpoint that it comes from holds no VAE; connect the VAE of a full checkpoint"),
+        (Empty(), "clip", "vae: the checkpoint that it comes from holds no VAE"),
+        ("vae", None, "clip: the checkpoint that it comes from holds no text encoder; connect the CLIP of"),
+    ):
+        with pytest.raises(ValueError, match=f"^Diff2Flow Image Dataset: {message}"):
+            Diff2FlowImageDataset().build(folder="ink", vae=vae, clip=clip, resolution=32)
+        with pytest.raises(ValueError, match=f"^Diff2Flow Images: {message}"):
+            Diff2FlowImages().build(images=torch.rand(1, 32, 32, 3), captions="", vae=vae, clip=clip)
+
+
 def test_inputs_are_checked_before_anything_runs(host):
     assert Diff2FlowImageDataset.VALIDATE_INPUTS("ink") is True
     assert Diff2FlowImageDataset.VALIDATE_INPUTS() is True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .buckets import Size
+from .contexts import padded
 from .images import named
 from .port import Source
 from .shards import ShardStore, Stores
@@ -129,7 +129,7 @@ class LatentDataset:
     ) -> Batch:
         """The items at `indices`, which have one size, each with its own caption.
 
-        Contexts of unequal length are repeated to a common one, which attention does not notice.
+        Contexts of unequal length are continued to the longest one, see `contexts.padded`.
 
         Args:
             indices: of items.
@@ -182,8 +182,13 @@ class LatentDataset:
 
     @property
     def largest(self) -> int:
-        """Index of an item with the most pixels."""
-        return max(range(len(self.items)), key=lambda i: self.items[i].width * self.items[i].height)
+        """Index of an item with the most pixels, and of those the one with the longest caption."""
+
+        def size(index: int) -> tuple[int, int]:
+            item = self.items[index]
+            return item.width * item.height, len(item.caption)
+
+        return max(range(len(self.items)), key=size)
 
     @property
     def mirrored(self) -> bool:
@@ -336,8 +341,9 @@ class LatentDataset:
 
 
 def encoded(texts: ShardStore | Stores, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-    """Context (B, tokens, width), of unequal length repeated to a common one; pooled (B, width) or None; float32."""
-    context = torch.cat(_same_length([texts.get(context_key(caption)) for caption in captions])).float()
+    """Context (B, tokens, width), the shorter ones `padded`; pooled (B, width) or None; float32."""
+    contexts = [texts.get(context_key(caption)) for caption in captions]
+    context = padded(contexts, lambda: texts.get(context_key(""))).float()
     keys = [pooled_key(caption) for caption in captions]
     if not all(key in texts for key in keys):
         return context, None
@@ -377,8 +383,3 @@ def _require_one_size(items: Sequence[Item]) -> None:
     if len(sizes) > 1:
         shown = ", ".join(f"{width}×{height}" for width, height in sizes)
         raise ValueError(f"a batch has one size, but its items have {shown} px; draw it from one bucket")
-
-
-def _same_length(contexts: Sequence[Tensor]) -> list[Tensor]:
-    length = math.lcm(*(context.shape[1] for context in contexts))
-    return [context.repeat(1, length // context.shape[1], 1) for context in contexts]

@@ -20,7 +20,7 @@ from .port import Progress
 from .shards import ShardStore
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 2
+_FORMAT = 3
 """Part of every cache key: raise it when what is cached changes its meaning."""
 
 ImageEncoder = Callable[[Tensor], Tensor]

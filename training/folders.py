@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .images import EXTENSIONS, named
+from ..files import read_text
+from .images import EXTENSIONS, is_image, is_unread_picture, named
 
 CAPTIONS = (".txt", ".caption")
 """Where a caption is looked for, in this order."""
@@ -91,12 +92,22 @@ def unread_folders(folder: Path) -> list[str]:
     return [path.name for path in below if not _REPEATED.fullmatch(path.name) and any(_image_files(path))]
 
 
+def unread_pictures(folder: Path) -> list[str]:
+    """Names of the pictures beside those that `find_pictures` finds whose format is not read."""
+    return [
+        source.prefix + file.name
+        for source in _sources(folder)
+        for file in sorted(source.path.iterdir())
+        if is_unread_picture(file) and not file.name.startswith(".")
+    ]
+
+
 def folder_state(folder: Path) -> str:
-    """Digest of the names, sizes and times of what `find_pictures` reads; changes when one of them does."""
+    """Digest of the names, sizes and times of what `find_pictures` reads, and of pictures that nothing here reads."""
     states = []
     for source in _sources(folder):
         for file in sorted(source.path.iterdir()):
-            if file.suffix.lower() in (*EXTENSIONS, *CAPTIONS):
+            if is_image(file) or is_unread_picture(file) or file.suffix.lower() in CAPTIONS:
                 states.append((source.prefix + file.name, file.stat().st_size, file.stat().st_mtime_ns))
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
@@ -126,7 +137,7 @@ def _mask_of(file: Path, there: dict[str, Path]) -> Path | None:
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
-    return (f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS and not f.name.startswith("."))
+    return (f for f in folder.iterdir() if is_image(f) and not f.name.startswith("."))
 
 
 def _caption_of(file: Path) -> str | None:
@@ -134,7 +145,7 @@ def _caption_of(file: Path) -> str | None:
     if text is None:
         return None
     try:
-        return text.read_text(encoding="utf-8-sig")
+        return read_text(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"the caption '{text.name}' is not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
@@ -147,4 +158,6 @@ def _one_line(trigger: str, caption: str) -> str:
 def _no_images(folder: Path) -> str:
     below = unread_folders(folder)
     hint = f"; subfolders are not read, but {named(below)} holds some: give that folder" if below else ""
+    if unread := unread_pictures(folder):
+        hint += f"; {len(unread)} pictures are of a format that is not read ({named(unread)})"
     return f"folder '{folder.name}' holds no image ({', '.join(e[1:] for e in EXTENSIONS)}){hint}: put images into it"

@@ -12,7 +12,7 @@ from .buckets import Sizes
 from .choices import ALPHAS
 from .dataset import LatentDataset
 from .encoding import Cache, Encoders, Job, MakeProgress, bar, placed_item, reason_of, require_floor, unreadable
-from .folders import Picture, find_pictures, unread_folders
+from .folders import Picture, find_pictures, unread_folders, unread_pictures
 from .images import ImageFacts, content_key, image_facts, named, read_alpha, read_image, read_mask
 from .records import Records
 
@@ -140,6 +140,11 @@ def _notes(folder: Path, pictures: Sequence[Picture], settings: FolderSettings) 
     notes = []
     if others := unread_folders(folder):
         notes.append(f"{len(others)} subfolders not read (only N_name is, as in 10_ink): {named(others)}")
+    if unread := unread_pictures(folder):
+        notes.append(
+            f"{len(unread)} pictures are of a format that is not read and left out; save them as PNG or JPEG:"
+            f" {named(unread)}"
+        )
     masked = [picture.name for picture in pictures if picture.mask is not None]
     if masked and settings.alpha != "mask":
         notes.append(f"{len(masked)} images have a mask file that is not used, as alpha is 'white': {named(masked)}")

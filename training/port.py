@@ -35,7 +35,7 @@ class TextBackbone(Protocol):
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Context (B, tokens, width) and pooled output (B, width) or None, with gradients, on the encoder's device.
 
-        Contexts of unequal length are repeated to a common one, as in `LatentDataset.batch`.
+        Contexts of unequal length are continued to the longest one, see `contexts.padded`.
         """
 
 
@@ -136,7 +136,7 @@ class TrainingDataset(Protocol):
         buckets: indices of the items of each size; an item as often as it counts in an epoch.
         bucket_counts: for each size (width, height) in pixels, how many an epoch has of it, in the buckets' order.
         nominal_size: (width, height), pixels.
-        largest: index of an item with the most pixels.
+        largest: index of an item with the most pixels; of those one with a long caption.
         latent_channels: C of the latents.
         context_width: of the text embeddings.
         mirrored: whether there are mirrored latents.

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import torch
 
-from ..files import confined
+from ..files import confined, read_text
 
-_FILE = re.compile(r"__([A-Za-z0-9](?:[\w./-]*?[A-Za-z0-9])?)__")
+_FILE = re.compile(r"__([A-Za-z0-9](?:[\w./-]{0,253}?[A-Za-z0-9])?)__")
+"""A wildcard: without a longest name, text that begins many of them would be read again from each."""
 _DEPTH = 20
+_INSERTED = 100_000
+"""The most characters that wildcards may put into one prompt."""
 _ESCAPED = {"\\{": "{", "\\}": "}", "\\|": "|"}
 _TOKEN = re.compile(r"\\[{}|]|[{}|]")
 
@@ -77,7 +80,7 @@ class Prompts:
             text = f"{seed}/wildcard/{pair}/{next(places)}"
             return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % count
 
-        return " ".join(_expanded(line, self.wildcards, choose).split())
+        return " ".join(_Expansion(line, self.wildcards, choose).made().split())
 
     def digest(self) -> str:
         """Hex SHA-256 of the lines and of the wildcards' lines."""
@@ -121,7 +124,7 @@ def _filled(lines: Iterable[str]) -> Iterator[str]:
 
 def _read(file: Path, what: str) -> list[str]:
     try:
-        return list(_filled(file.read_text(encoding="utf-8-sig").splitlines()))
+        return list(_filled(read_text(file).splitlines()))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{what}: '{file.name}' is not UTF-8 text ({error.reason}); save it as UTF-8, one prompt a line"
@@ -173,24 +176,57 @@ def _require_balance(line: str) -> None:
         )
 
 
-def _expanded(text: str, wildcards: Mapping[str, Sequence[str]], choose: Choose, depth: int = 0) -> str:
-    """The text with every choice made, from left to right; of a choice only the part that was chosen is looked at."""
-    if depth > _DEPTH:
-        raise ValueError(f"prompts: the wildcards in '{_short(text)}' name each other without end; break the circle")
-    made, place = [], 0
-    while place < len(text):
-        found = _FILE.match(text, place)
-        if found and found[1] in wildcards:
-            lines = wildcards[found[1]]
-            made.append(_expanded(lines[choose(len(lines))], wildcards, choose, depth + 1))
-            place = found.end()
-        elif text[place] == "{":
-            options, place = _options(text, place)
-            made.append(_expanded(options[choose(len(options))], wildcards, choose, depth + 1))
-        else:
-            made.append(_ESCAPED.get(text[place : place + 2], text[place]))
-            place += 2 if text[place : place + 2] in _ESCAPED else 1
-    return "".join(made)
+class _Expansion:
+    """A line with every choice made, from left to right; of a choice only the part that was chosen is looked at.
+
+    Args:
+        line: the template.
+        wildcards: lines by the name of their file.
+        choose: makes the choices.
+    """
+
+    def __init__(self, line: str, wildcards: Mapping[str, Sequence[str]], choose: Choose) -> None:
+        self._line, self._wildcards, self._choose = line, wildcards, choose
+        self._left = _INSERTED
+
+    def made(self) -> str:
+        """The prompt.
+
+        Raises:
+            ValueError: wildcards that name each other in a circle, or that put in more than a prompt holds.
+        """
+        return self._expanded(self._line, 0)
+
+    def _expanded(self, text: str, depth: int) -> str:
+        if depth > _DEPTH:
+            raise ValueError(
+                f"prompts: the wildcards in '{_short(text)}' name each other without end; break the circle"
+            )
+        made, place = [], 0
+        while place < len(text):
+            found = _FILE.match(text, place)
+            if found and found[1] in self._wildcards:
+                made.append(self._expanded(self._inserted(found[1]), depth + 1))
+                place = found.end()
+            elif text[place] == "{":
+                options, place = _options(text, place)
+                made.append(self._expanded(options[self._choose(len(options))], depth + 1))
+            else:
+                made.append(_ESCAPED.get(text[place : place + 2], text[place]))
+                place += 2 if text[place : place + 2] in _ESCAPED else 1
+        return "".join(made)
+
+    def _inserted(self, name: str) -> str:
+        """A line of a wildcard's file."""
+        lines = self._wildcards[name]
+        line = lines[self._choose(len(lines))]
+        self._left -= len(line) + 1
+        if self._left < 0:
+            raise ValueError(
+                f"prompts: the wildcards in '{_short(self._line)}' put more than {_INSERTED} characters into one prompt;"
+                " let fewer of their lines name other wildcards"
+            )
+        return line
 
 
 def _options(text: str, start: int) -> tuple[list[str], int]:

@@ -207,17 +207,46 @@ class _Making:
         """Makes pairs, all in one batch; how many."""
         settings, count = self._settings, len(pairs)
         captions = [self._prompts.at(pair, settings.seed) for pair in pairs]
-        negatives = [settings.negative] * count if settings.teacher.is_guided else []
-        context, pooled = encoded(self._texts, [*captions, *negatives])
-        width, height = settings.size
-        shape = (_CHANNELS, height // _PIXELS, width // _PIXELS)
-        noise = torch.stack([self._store.noise(shape, pair) for pair in pairs])
-        sizes = image_sizes(settings.size).expand(len(context), -1)
-        latents = self._teacher(noise, context, pooled, sizes, self._stepped).to(PAIR_DTYPES[settings.dtype])
+        latents = torch.stack(self._latents(pairs, captions)).to(PAIR_DTYPES[settings.dtype])
         if not self._pending:
             self._oldest = time.monotonic()
         self._pending += zip(pairs, captions, latents, strict=True)
         return count
+
+    def _latents(self, pairs: Sequence[int], captions: Sequence[str]) -> list[Tensor]:
+        """The teacher's latents (C, h, w), in the pairs' order; captions of one length go through it together.
+
+        A caption keeps its own length, whatever else is in the batch: a pair depends on its number alone, and is what
+        ComfyUI's sampler makes of its caption.
+        """
+        lengths: dict[int, list[int]] = {}
+        for place, caption in enumerate(captions):
+            lengths.setdefault(self._texts.shape(context_key(caption))[1], []).append(place)
+        made: dict[int, Tensor] = {}
+        for places in lengths.values():
+            made |= zip(places, self._taught([pairs[i] for i in places], [captions[i] for i in places]), strict=True)
+        return [made[place] for place in range(len(pairs))]
+
+    def _taught(self, pairs: Sequence[int], captions: Sequence[str]) -> Tensor:
+        """Latents (B, C, h, w) of pairs whose captions have one length."""
+        settings, count = self._settings, len(pairs)
+        context, pooled = self._conditions(captions)
+        width, height = settings.size
+        shape = (_CHANNELS, height // _PIXELS, width // _PIXELS)
+        noise = torch.stack([self._store.noise(shape, pair) for pair in pairs])
+        sizes = image_sizes(settings.size).expand(2 * count if settings.teacher.is_guided else count, -1)
+        return self._teacher(noise, context, pooled, sizes, self._stepped)
+
+    def _conditions(self, captions: Sequence[str]) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor | None]:
+        """Contexts and pooled outputs as `Teacher` takes them."""
+        positive, pooled = encoded(self._texts, captions)
+        if not self._settings.teacher.is_guided:
+            return positive, pooled
+        negative, other = encoded(self._texts, [self._settings.negative] * len(captions))
+        both = None if pooled is None or other is None else torch.cat([pooled, other])
+        if positive.shape[1] == negative.shape[1]:
+            return torch.cat([positive, negative]), both
+        return (positive, negative), both
 
     def _stepped(self) -> None:
         self._steps += 1

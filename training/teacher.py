@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,7 +74,7 @@ class Teacher:
     def __call__(
         self,
         x_noise: Tensor,
-        context: Tensor,
+        context: Tensor | tuple[Tensor, Tensor],
         pooled: Tensor | None,
         sizes: Tensor,
         on_step: Callable[[], None] = lambda: None,
@@ -87,6 +87,8 @@ class Teacher:
         Args:
             x_noise: (B, C, h, w) float32.
             context: (2B, tokens, width), the positives before the negatives; (B, tokens, width) without guidance.
+                Where the two have other lengths, a tuple of both: each then has a network call of its own, as in
+                ComfyUI's sampler, which never pads one by the other.
             pooled: (2B, width) or (B, width), or None.
             sizes: (2B, 6) or (B, 6), see `Backbone.conditioning`.
             on_step: called after each step; what it raises ends the sampling.
@@ -96,11 +98,11 @@ class Teacher:
         """
         self._backbone.ready()
         x_noise = to_device(x_noise, self._backbone.device)
-        conditioning = on_device(self._backbone, context, pooled, sizes)
+        calls = self._calls(context, pooled, sizes)
         start = (1.0 - self._times[0]).to(x_noise.dtype)
         state = self._flow.noisy(start, x_noise, torch.zeros_like(x_noise), at_start=True)
         made = integrate(
-            lambda x, t: self._velocity(x, t, conditioning),
+            lambda x, t: self._velocity(x, t, calls),
             state,
             self._times,
             self._settings.solver,
@@ -110,11 +112,22 @@ class Teacher:
         )
         return self._backbone.unscale_latent(made).float().cpu()
 
-    def _velocity(self, x: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
-        """velocity (B, C, h, w) at x, t (): the conditional and the unconditional output from one call."""
+    def _calls(
+        self, context: Tensor | tuple[Tensor, Tensor], pooled: Tensor | None, sizes: Tensor
+    ) -> list[dict[str, Tensor]]:
+        """What the network takes in each of its calls: one where all contexts have one length."""
+        contexts = [context] if isinstance(context, Tensor) else list(context)
+        count = len(contexts)
+        outputs = [None] * count if pooled is None else pooled.chunk(count)
+        parts = zip(contexts, outputs, sizes.chunk(count), strict=True)
+        return [on_device(self._backbone, *part) for part in parts]
+
+    def _velocity(self, x: Tensor, t: Tensor, calls: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """velocity (B, C, h, w) at x, t (): the conditional and the unconditional output from as few calls as go."""
         alignment, count = self._flow.alignment, 2 if self._settings.is_guided else 1
-        x_diff = alignment.to_diffusion(x, t).repeat(count, 1, 1, 1)
-        output = self._backbone(x_diff, alignment.timestep(t).expand(len(x_diff)), conditioning).float()
+        x_diff = alignment.to_diffusion(x, t).repeat(count // len(calls), 1, 1, 1)
+        tau = alignment.timestep(t).expand(len(x_diff))
+        output = torch.cat([self._backbone(x_diff, tau, conditioning).float() for conditioning in calls])
         if count == 2:
             positive, negative = output.chunk(2)
             output = negative + self._settings.cfg * (positive - negative)

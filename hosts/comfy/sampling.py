@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...samplers.denoiser import FlowSampler
 from ...samplers.parameterization import FlowParameterization
+from ..checks import require_channels
 from . import models
 from .image_input import show_image
 
@@ -120,8 +121,14 @@ def sample(
     sigmas: Tensor,
     cfg: float,
 ) -> dict[str, Any]:
-    """LATENT by ComfyUI's own `sample_custom`, with its previews, masks, interruption and memory management."""
+    """LATENT by ComfyUI's own `sample_custom`, with its previews, masks, interruption and memory management.
+
+    Raises:
+        HostError: the latent has another number of channels than the model, and is not empty.
+    """
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    channels = model.get_model_object("latent_format").latent_channels
+    require_channels(samples, channels, models.family(model))
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     out = comfy.sample.sample_custom(
         model,

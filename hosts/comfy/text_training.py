@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...training.contexts import padded
 from ..port import HostError
 
 _ENCODERS = ("clip_l", "clip_h", "clip_g")
@@ -47,9 +47,8 @@ class ComfyText:
         encoded = {caption: self._encode(caption) for caption in dict.fromkeys(captions)}
         contexts = [encoded[caption][0] for caption in captions]
         pooled = [encoded[caption][1] for caption in captions]
-        length = math.lcm(*(context.shape[1] for context in contexts))
-        contexts = [context.repeat(1, length // context.shape[1], 1) for context in contexts]
-        return torch.cat(contexts), None if pooled[0] is None else torch.cat(pooled)
+        context = padded(contexts, lambda: (encoded.get("") or self._encode(""))[0])
+        return context, None if pooled[0] is None else torch.cat(pooled)
 
     def _encode(self, caption: str) -> tuple[Tensor, Tensor | None]:
         """What `comfy.sd.CLIP.encode_from_tokens` does, without loading anew."""

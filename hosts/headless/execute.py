@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ...files import without_writing
+from ..checks import require_given
 from .classes import INSTALL
 from .graph import Classes, declared, links
 from .workflow import Node, Workflow, as_prompt
@@ -72,6 +73,7 @@ def _run(node: Node, cls: Any, results: Mapping[str, tuple[Any, ...]], prompt: M
     linked = links(node)
     inputs = {name: value for name, value in node.inputs.items() if name in required or name in optional}
     inputs |= {name: results[source][index] for name, (source, index) in linked.items() if name in inputs}
+    require_given(inputs, required)
     inputs |= {name: _hidden(kind, node, prompt) for name, kind in hidden.items()}
     returned = getattr(cls(), cls.FUNCTION)(**inputs)
     outputs = returned.get("result", ()) if isinstance(returned, dict) else returned

@@ -95,7 +95,11 @@ class Denoiser:
         return conditioning, [torch.cat([self._extra_channels(options, more) for _, options in entries])]
 
     def _contexts(self, given: Sequence[Tensor]) -> Tensor:
-        """Contexts (entries · B, tokens, width), repeated to one number of tokens."""
+        """Contexts (entries · B, tokens, width), repeated to one number of tokens.
+
+        ComfyUI's samplers do the same: attention gives what each context gives at its own length. Training pads
+        instead (`training.contexts`), as a batch there holds captions of any number of lengths.
+        """
         contexts = [repeated(context.to(self._image), len(self._image)) for context in given]
         tokens = math.lcm(*(context.shape[1] for context in contexts))
         return torch.cat([context.repeat(1, tokens // context.shape[1], 1) for context in contexts])

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ...files import confined, written_whole
+from ...files import TooLargeError, confined, written_whole
+from ...training.images import opened_image
 from ..port import HostError
 
 _NO_MASK = (1, 64, 64)
@@ -26,14 +27,16 @@ def load_image(path: Path) -> tuple[Tensor, Tensor]:
     """IMAGE (B, H, W, 3) in [0, 1] and MASK (B, H, W) = 1 - transparency; all frames of the first one's size.
 
     Raises:
-        HostError: the file is no image, or a truncated one.
+        HostError: the file is no image, a truncated one, or declares more pixels than are read.
     """
     try:
-        with Image.open(path) as file:
+        with opened_image(path) as file:
             frames = [ImageOps.exif_transpose(frame) for frame in ImageSequence.Iterator(file)]
             several = file.format != "MPO"
             kept = [frame for frame in frames if frame.size == frames[0].size] if several else frames[:1]
             images, masks = [_pixels(frame) for frame in kept], [_mask(frame) for frame in kept]
+    except TooLargeError as error:
+        raise HostError(str(error)) from error
     except (OSError, SyntaxError, ValueError) as error:
         raise HostError(
             f"'{path}' cannot be read as an image ({error}); give a whole PNG, JPEG or WebP file"

@@ -12,6 +12,7 @@ from .tokens import END, START
 CHUNK = 77
 
 _NESTED = 1.1
+_DEEPEST = 100
 _LONG = 8
 """From this many tokens on, a piece of the prompt may be cut between two chunks; shorter ones move on whole."""
 _ESCAPED = {"\\)": "\0\1", "\\(": "\0\2"}
@@ -30,10 +31,13 @@ def weighted_pieces(prompt: str) -> list[tuple[str, float]]:
     """The prompt's pieces and their weights.
 
     "(word)" weighs 1.1 times what is around it, "(word:1.3)" weighs 1.3; parentheses nest; "\\(" and "\\)" are text.
+
+    Raises:
+        HostError: parentheses nest more than 100 times.
     """
     for escape, stand_in in _ESCAPED.items():
         prompt = prompt.replace(escape, stand_in)
-    return [(_restored(text), weight) for text, weight in _pieces(prompt, 1.0)]
+    return [(_restored(text), weight) for text, weight in _pieces(prompt, 1.0, 0)]
 
 
 def chunks(prompt: str, tokenize: Callable[[str], list[int]], pad: int) -> list[Chunk]:
@@ -70,13 +74,17 @@ def empty_chunk(pad: int) -> Chunk:
     return _chunk([], pad)
 
 
-def _pieces(text: str, weight: float) -> Iterator[tuple[str, float]]:
+def _pieces(text: str, weight: float, depth: int) -> Iterator[tuple[str, float]]:
+    if depth > _DEEPEST:
+        raise HostError(
+            f"the prompt nests parentheses more than {_DEEPEST} times; write \\( and \\) for the characters themselves"
+        )
     for part in _outer_parts(text):
         if len(part) < 2 or part[0] != "(" or part[-1] != ")":
             yield part, weight
             continue
         inside, given = _explicit_weight(part[1:-1])
-        yield from _pieces(inside, weight * _NESTED if given is None else given)
+        yield from _pieces(inside, weight * _NESTED if given is None else given, depth + 1)
 
 
 def _outer_parts(text: str) -> Iterator[str]:
@@ -115,16 +123,15 @@ def _restored(text: str) -> str:
 
 def _pack(filled: list[list[tuple[int, float]]], tokens: list[tuple[int, float]]) -> None:
     """Adds a piece's tokens to the last chunk, and to new ones once it is full."""
-    may_cut = len(tokens) >= _LONG
-    while tokens:
+    may_cut, place = len(tokens) >= _LONG, 0
+    while place < len(tokens):
         room = CHUNK - 2 - len(filled[-1])
-        if len(tokens) <= room:
-            filled[-1] += tokens
-            return
-        if may_cut:
-            filled[-1] += tokens[:room]
-            tokens = tokens[room:]
-        filled.append([])
+        left = len(tokens) - place
+        if left <= room or may_cut:
+            filled[-1] += tokens[place : place + room]
+            place += min(room, left)
+        if left > room:
+            filled.append([])
 
 
 def _chunk(tokens: list[tuple[int, float]], pad: int) -> Chunk:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...samplers.denoiser import FlowSampler
+from ..checks import require_channels
 from ..port import HostError
 from .guidance import Denoiser, repeated
 from .model import Model
@@ -120,9 +121,9 @@ def _walk(sampler: Sampler, denoiser: Denoiser, x: Tensor, sigmas: Tensor) -> tu
 
 
 def _fitting(model: Model, samples: Tensor) -> Tensor:
-    channels = model.base.layout.config["out_channels"]
-    if samples.ndim != 4 or samples.shape[1] != channels:
-        family = model.base.layout.family
+    channels, family = model.base.layout.config["out_channels"], model.base.layout.family
+    require_channels(samples, channels, family)
+    if samples.ndim != 4:
         raise HostError(
             f"the latent has shape {tuple(samples.shape)}; {family} takes (B, {channels}, height/8, width/8)"
         )

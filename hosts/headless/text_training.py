@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from ...training.contexts import padded
 from .text import TextEncoder
 from .weights import Weights
 
@@ -37,9 +37,8 @@ class HeadlessText:
         """As `TextEncoder.encoded`; a caption that occurs twice is encoded once."""
         encoded = {caption: self._encoder.encoded(caption) for caption in dict.fromkeys(captions)}
         contexts, pooled = zip(*(encoded[caption] for caption in captions), strict=True)
-        length = math.lcm(*(context.shape[1] for context in contexts))
-        contexts = [context.repeat(1, length // context.shape[1], 1) for context in contexts]
-        return torch.cat(contexts), torch.cat(pooled)
+        context = padded(contexts, lambda: (encoded.get("") or self._encoder.encoded(""))[0])
+        return context, torch.cat(pooled)
 
 
 def _names_by_prefix(clip: TextEncoder) -> dict[str, dict[str, str]]:
