@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--cfg", type=float, default=3.0, help="guidance (%(default)s)")
     sample.add_argument("--seed", type=int, default=0, help="of the first of eight columns (%(default)s)")
     sample.add_argument("--scale", type=int, default=2, help="screen pixels for one (%(default)s)")
+    commands.add_parser("reader", help="train the classifier that judges")
     judge = commands.add_parser("judge", help="a table of what a classifier reads, and of Fréchet distances")
     judge.add_argument("--count", type=int, default=500, help="prompts (%(default)s)")
     judge.add_argument("--steps", type=int, nargs="+", default=[25, 4, 2], help="of Euler (%(default)s)")
@@ -104,6 +105,12 @@ def _sample(options: argparse.Namespace) -> None:
     grids.save(grid, options.png, options.scale)
 
 
+def _reader(options: argparse.Namespace) -> None:
+    from . import data, reader
+
+    reader.trained(data.load(options.work), options.work)
+
+
 def _judge(options: argparse.Namespace) -> None:
     from . import data, judge, stored
 
@@ -137,6 +144,7 @@ _COMMANDS = {
     "encode": _encode,
     "train": _train,
     "sample": _sample,
+    "reader": _reader,
     "judge": _judge,
     "write": _write,
     "keep": _keep,
