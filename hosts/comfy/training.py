@@ -158,7 +158,7 @@ class Resident:
     def __init__(self, patcher: Any) -> None:
         self.patcher, self.is_sampled, self._ended = patcher, False, False
         self._insertions: list[_Held] = []
-        own = type(patcher)
+        self._own = own = type(patcher)
 
         def load_whole(this: Any, *args: Any, full_load: bool = False, **kwargs: Any) -> Any:
             return own.load(this, *args, full_load=full_load or self.is_whole, **kwargs)
@@ -181,8 +181,10 @@ class Resident:
         return in_training or any(each.needs_whole for each in self._insertions)
 
     def end(self) -> None:
-        """The patcher and its clones are ordinary ones again."""
+        """The patcher is an ordinary one again, and so are its clones; nothing here keeps its network in memory."""
         self._ended = True
+        self.patcher.__class__ = self._own
+        self.patcher = None
 
     def owns(self, network: nn.Module) -> bool:
         """Whether a network is in this patcher's model."""
