@@ -22,9 +22,12 @@ def host(tmp_path_factory):
 
 
 def _encoded(host, clip):
-    contexts = [host.encode_text(clip, caption)[0][0] for caption in CAPTIONS]
+    """The captions' contexts, the shorter ones followed by the empty prompt's up to the longest."""
+    *contexts, nothing = [host.encode_text(clip, caption)[0][0] for caption in [*CAPTIONS, ""]]
     longest = max(context.shape[1] for context in contexts)
-    return torch.cat([context.repeat(1, longest // context.shape[1], 1) for context in contexts])
+    assert nothing.shape[1] == 77 and longest % 77 == 0
+    rows = [[context] + [nothing] * ((longest - context.shape[1]) // 77) for context in contexts]
+    return torch.cat([torch.cat(row, dim=1) for row in rows])
 
 
 @pytest.mark.parametrize("dora", [False, True])
