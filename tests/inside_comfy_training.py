@@ -309,8 +309,6 @@ def check_half_precision_networks() -> dict[str, float]:
     for stored, make in half_networks().items():
         for name, lora in {**presets, "text": TEXT}.items():
             for precision, checkpointing in (("auto", False), ("bf16", True), ("fp16", False)):
-                if lora.full and stored == "fp8":
-                    continue
                 clip = text_encoder(1, torch.float16) if lora.text_encoder else None
                 options = OptimizerSettings(precision=precision, checkpointing=checkpointing)
                 what = f"{stored} {name} {precision} {checkpointing}"
