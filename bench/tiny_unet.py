@@ -180,7 +180,7 @@ def fit_last_layer(unet: UNet2DConditionModel, prediction: str, seed: int, sampl
     x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype, device=device)], dim=1)
     y = target.movedim(1, -1).flatten(0, -2).double().to(device)
     weighted = x * weight.double().repeat_interleave(target[0, 0].numel())[:, None].to(device)
-    gram = weighted.T @ x + _RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype)
+    gram = weighted.T @ x + _RIDGE * len(x) * torch.eye(x.shape[1], dtype=x.dtype, device=device)
     solution = torch.linalg.solve(gram, weighted.T @ y).float()
     unet.conv_out.weight.copy_(torch.empty(unet.conv_out.weight.shape).normal_(0.0, 1e-3, generator=random))
     unet.conv_out.weight[:, :, 1, 1] += solution[:-1].T

@@ -43,6 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train the network, or go on")
     train.add_argument("--hours", type=float, default=2.0, help="of computing, at most (%(default)s)")
     train.add_argument("--until", type=int, default=0, help="last step; the rate falls to nothing before it (no end)")
+    pack = commands.add_parser("pack", help="what is learned from as one file, for a card elsewhere")
+    pack.add_argument("to", type=Path)
+    card = commands.add_parser("card", help="train the network on a card, from nothing, into the work folder")
+    card.add_argument("packed", type=Path)
+    card.add_argument("--seconds", type=float, default=240.0, help="by the clock (%(default)s)")
+    card.add_argument("--batch", type=int, default=512, help="pictures a step (%(default)s)")
+    card.add_argument("--rate", type=float, default=2e-3, help="highest learning rate (%(default)s)")
+    card.add_argument("--device", default="cuda", help="cuda, or cpu to try it (%(default)s)")
     sample = commands.add_parser("sample", help="a grid of prompts and consecutive seeds")
     sample.add_argument("png", type=Path)
     sample.add_argument("--prompt", action="append", help="a row; several: given several times")
@@ -96,6 +104,20 @@ def _train(options: argparse.Namespace) -> None:
     train(options.work, options.hours, command, replace(PLAN, ends=options.until))
 
 
+def _pack(options: argparse.Namespace) -> None:
+    from .on_card import pack
+
+    pack(options.work, options.to)
+
+
+def _card(options: argparse.Namespace) -> None:
+    from .on_card import CardPlan, train
+
+    command = f"{_NAME} card --seconds {options.seconds:g} --batch {options.batch} --rate {options.rate:g}"
+    plan = CardPlan(options.seconds, options.batch, options.rate)
+    train(options.packed, options.work, plan, command, torch.device(options.device))
+
+
 def _sample(options: argparse.Namespace) -> None:
     from . import grids, sampling, stored
 
@@ -143,6 +165,8 @@ _COMMANDS = {
     "reconstructions": _reconstructions,
     "encode": _encode,
     "train": _train,
+    "pack": _pack,
+    "card": _card,
     "sample": _sample,
     "reader": _reader,
     "judge": _judge,

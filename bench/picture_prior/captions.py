@@ -15,6 +15,8 @@ _NAMED, _DESCRIBED, _KEYWORDS = 0.62, 0.18, 0.10
 """Shares of "fluent style, red heart", of "fluent style, red heart, love" and of "fluent style, love, emotion"; the
 rest is "red heart", in any style."""
 _MOST_KEYWORDS = 3
+MOST_TOKENS = 22
+"""Of a caption; keywords that would make it longer are left out."""
 _SHARED = 2
 """Pictures of as many objects must have a keyword for it to be said."""
 
@@ -47,7 +49,12 @@ class Captions:
             return picture.name
         order = torch.randperm(len(keywords), generator=random).tolist()
         chosen = [keywords[i] for i in order[: 1 + int(torch.randint(_MOST_KEYWORDS, (), generator=random))]]
-        return usual(picture.style, ", ".join([picture.name, *chosen] if kind < _NAMED + _DESCRIBED else chosen))
+        first = [picture.name] if kind < _NAMED + _DESCRIBED else [chosen.pop()]
+        caption = usual(picture.style, ", ".join([*first, *chosen]))
+        while len(token_ids(caption)) > MOST_TOKENS and chosen:
+            chosen.pop()
+            caption = usual(picture.style, ", ".join([*first, *chosen]))
+        return caption
 
     def tokens(self) -> list[int]:
         """All token ids that a caption may have, sorted."""

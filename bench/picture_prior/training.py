@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
 log = logging.getLogger(__name__)
-_EMPTY = 0.1
+EMPTY = 0.1
+"""Share of pictures that are learned without a caption."""
 _LAST = 5.0
 _SNR_CAP = 5.0
 _FOREVER = 10**9
@@ -94,7 +95,7 @@ class Task:
             raise Stopped
         place = torch.randint(0, self._count, (self._batch,), generator=random)
         variant = torch.randint(0, len(self._latents.z), (self._batch,), generator=random)
-        empty = torch.rand(self._batch, generator=random) < _EMPTY
+        empty = torch.rand(self._batch, generator=random) < EMPTY
         texts = ["" if none else self._captions.drawn(int(i), random) for i, none in zip(place, empty, strict=True)]
         context = self._network.words(captions.padded(texts, words.LENGTH))
         return weighted_loss(self._network, self._latents.x_data(variant, place), context, random)
@@ -111,14 +112,20 @@ def weighted_loss(network: Network, x_data: Tensor, context: Tensor, random: tor
         context: (B, 24, 128).
         random: of tau and noise.
     """
-    signal = torch.as_tensor(NoiseSchedule.scaled_linear().alphas_cumprod).float()
-    ratio = signal / (1 - signal)
-    weights = (1 + 1 / ratio).sqrt() * ratio.clamp(max=_SNR_CAP) / ratio
-    tau = torch.randint(0, len(signal), (len(x_data),), generator=random)
+    alphas, weights = levels()
+    tau = torch.randint(0, len(alphas), (len(x_data),), generator=random)
     noise = torch.randn(x_data.shape, generator=random)
-    alpha = signal[tau].reshape(-1, 1, 1, 1)
+    alpha = alphas[tau].reshape(-1, 1, 1, 1)
     error = network(alpha.sqrt() * x_data + (1 - alpha).sqrt() * noise, tau, context)[0] - noise
-    return ((weights / weights.mean())[tau] * error.square().mean(dim=(1, 2, 3))).mean()
+    return (weights[tau] * error.square().mean(dim=(1, 2, 3))).mean()
+
+
+def levels() -> tuple[Tensor, Tensor]:
+    """alpha_bar and the loss's weight, both (1000,) by tau; see `weighted_loss`."""
+    alphas = torch.as_tensor(NoiseSchedule.scaled_linear().alphas_cumprod).float()
+    ratio = alphas / (1 - alphas)
+    weights = (1 + 1 / ratio).sqrt() * ratio.clamp(max=_SNR_CAP) / ratio
+    return alphas, weights / weights.mean()
 
 
 def train(work: Path, hours: float, command: str, plan: OpenPlan = PLAN) -> Path:
@@ -247,7 +254,7 @@ class _Session:
             "seconds": round(self._before + seconds),
             "machine": "CPU, 1 thread",
             "command": self._command,
-            "commit": _commit(),
+            "commit": commit(),
             "packages": data.versions(),
             "plan": {key: value for key, value in asdict(self._plan).items() if key not in ("steps", "save_every")},
         }
@@ -256,7 +263,7 @@ class _Session:
         log.info("saved at step %d: %.2f MB", self._training.step, path.stat().st_size / 1e6)
 
 
-def _commit() -> str:
+def commit() -> str:
     """The repository's commit, or "" outside git."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True)

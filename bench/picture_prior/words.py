@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from ...hosts.headless.tokens import END, START
 from .. import text_weights
+from . import captions
 
 SIZE = 128
 """Dimensions of a row as it is learned."""
 CLIP_SIZE = 768
-LENGTH = 24
+LENGTH = captions.MOST_TOKENS + 2
 """Tokens that are computed with: start mark, 22 of the text, and an end mark for all the places behind them."""
 END_PLACE = 1
 """Of the end mark among the rows."""
@@ -49,8 +50,21 @@ class Words(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Context (B, 24, 128) of token ids (B, 24)."""
-        places = torch.tensor([[self._places.get(token, -1) for token in row] for row in ids.tolist()])
-        rows = self.rows[places.to(self.rows.device)] if (places >= 0).all() else self.table()[ids]
+        places = self.places(ids)
+        known = bool((places >= 0).all())
+        return self._normed(self.rows[places.to(self.rows.device)] if known else self.table()[ids])
+
+    def places(self, ids: Tensor) -> Tensor:
+        """Of token ids (…) among the rows; -1 where one has none."""
+        found = torch.tensor([self._places.get(token, -1) for token in ids.flatten().tolist()])
+        return found.reshape(ids.shape)
+
+    def of_places(self, places: Tensor) -> Tensor:
+        """Context (B, 24, 128) of rows (B, 24), as a matrix product: its backward waits for nothing on a card."""
+        chosen = places[..., None] == torch.arange(len(self.rows), device=places.device)
+        return self._normed(chosen.to(self.rows.dtype) @ self.rows)
+
+    def _normed(self, rows: Tensor) -> Tensor:
         embedding = rows + nn.functional.pad(self.positions, (0, 0, 0, 1))
         return embedding * (embedding.square().mean(dim=-1, keepdim=True) + _EPS).rsqrt()
 
