@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from half_networks import HALF, Products, norms_as_on_cuda
 from inside_comfy import bare, conditioning, difference, kohya_lora, latent, main, network, ours, text_encoder
@@ -23,6 +24,8 @@ import comfy.model_management as management
 import comfy.sd
 import torch
 
+from diff2flow_nodes.bench import ldm_layout
+from diff2flow_nodes.bench.tiny_taesd import block_mean_autoencoder
 from diff2flow_nodes.hosts import current
 from diff2flow_nodes.training.dataset import Item, LatentDataset, context_key
 from diff2flow_nodes.training.finetune import Job, Keeping, Watch, finetune
@@ -293,6 +296,61 @@ def check_room_is_made() -> dict[str, int]:
         management.load_models_gpu = real
     assert len(asked) >= 3 and min(asked) >= 1e20, asked
     return {"loads": len(asked)}
+
+
+@contextmanager
+def moved_as_to_a_card() -> Iterator[list[torch.nn.Module]]:
+    """A module that is sent to a device gets weights at another place, as it does where that is another device."""
+    real, moved = torch.nn.Module.to, []
+
+    def to(module: torch.nn.Module, *given: Any, **named: Any) -> torch.nn.Module:
+        module = real(module, *given, **named)
+        if named.get("device") is not None or (given and isinstance(given[0], (torch.device, str))):
+            module._apply(torch.Tensor.clone)
+            moved.append(module)
+        return module
+
+    with patch.object(torch.nn.Module, "to", to):
+        yield moved
+
+
+def autoencoder() -> Any:
+    """A TAESD that keeps an image's coarse colours, as ComfyUI loads it."""
+    state = ldm_layout.taesd_to_comfy(block_mean_autoencoder(0).state_dict(), torch.tensor(0.18), torch.tensor(0.0))
+    return comfy.sd.VAE(sd={key.removeprefix("first_stage_model."): value for key, value in state.items()})
+
+
+@torch.inference_mode()
+def use(model: Any, clip: Any, vae: Any) -> dict[str, torch.Tensor]:
+    """A picture, a text, a latent and their fingerprints; every weight viewed."""
+    host = current()
+    for each in (model.model, clip.cond_stage_model, vae.first_stage_model):
+        for weight in each.parameters():
+            weight.reshape(-1)
+    image = host.decode_image(vae, ours(model, steps=1))
+    return {"image": image, "text": host.encode_text(clip, "a cat")[0][0], "latent": host.encode_image(vae, image)}
+
+
+def check_weights_made_by_nodes_survive_a_move() -> dict[str, int]:
+    """ComfyUI makes all weights under inference mode; training lets it move them, those of other models too."""
+    with torch.inference_mode(), moved_as_to_a_card() as moved:
+        mine, others = ((network(seed=seed), text_encoder(), autoencoder()) for seed in (0, 1))
+        before, of_others = use(*mine), use(*others)
+        for lora, clip in ((SMALL, None), (PRESETS["full"], None), (TEXT, mine[1])):
+            del moved[:]
+            unload_all(None)
+
+            def decode(moment: str) -> None:
+                if moment == "decode":
+                    unload_all(None)
+                    current().decode_image(others[2], latent()["samples"])
+
+            _, losses, _ = train(mine[0], lora, at_sample=decode, clip=clip)
+            assert len(losses) == 3 and moved
+            for loaded_before, values in ((mine, before), (others, of_others)):
+                after = use(*loaded_before)
+                assert all(torch.allclose(after[name], value, atol=1e-4) for name, value in values.items()), lora
+    return {"moved": len(moved)}
 
 
 def half_networks() -> dict[str, Callable[[], Any]]:

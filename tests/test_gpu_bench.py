@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from comfy_server import comfy_dir, comfy_python
+from pretended_device import PretendedDevice
+from safetensors.torch import load_file
 
 from diff2flow_nodes.bench.gpu import results
 from diff2flow_nodes.bench.gpu.findings import Findings, read_lines
 from diff2flow_nodes.bench.gpu.pack import copy_comfyui, pinned
 from diff2flow_nodes.bench.gpu.phases import PHASES
+from diff2flow_nodes.bench.random_prior import build_random
 from diff2flow_nodes.bench.random_backbone import RandomBackbone, square_sizes
 from diff2flow_nodes.bench.tiny_unet import unet_config
 
@@ -69,6 +72,13 @@ def test_what_the_time_does_not_suffice_for_is_named(tmp_path):
     assert findings.skipped == ["late"]
     (tmp_path / "found.jsonl").open("a").write('{"at": 1.0, "kind": "fin')
     assert [line["kind"] for line in read_lines(tmp_path / "found.jsonl")] == ["skipped"]
+
+
+def test_a_checkpoint_is_made_on_a_device(tmp_path):
+    """In full size that takes a minute on a CPU."""
+    with PretendedDevice() as pretended:
+        path = build_random(tmp_path / "made.safetensors", text_layers=1, width=32, device=pretended.device)
+    assert all(torch.isfinite(value.float()).all() for value in load_file(path).values())
 
 
 @pytest.mark.parametrize("family", ["SD1", "SDXL"])

@@ -62,9 +62,11 @@ def test_checkpointing_keeps_less_and_computes_the_same():
     network.zero_grad()
     with checkpointing.checkpointed(network, True):
         found = estimate(network, TrainSettings(1), lambda: network(x).square().mean())
+        between = _kept(network, x)
         network(x).square().mean().backward()
     assert all(torch.equal(p.grad, g) for p, g in zip(network.parameters(), plain, strict=True))
     assert found.activations < 0.5 * 1.15 * _kept(network, x)
+    assert found.activations == pytest.approx(1.15 * (between + _kept(network[0], x)), rel=0.05)
     assert not any("forward" in vars(module) for module in network.modules())
     unknown = checkpointing.checkpointed(nn.Linear(1, 1), True)
     with pytest.raises(ValueError, match="checkpointing: no known block"), unknown:

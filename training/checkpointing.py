@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,8 @@ BLOCKS = (
     "ResBlock",
 )
 """Class names, in diffusers and ComfyUI, of the blocks that are computed twice."""
+Told = Callable[[Callable[[], Any]], None]
+_told: ContextVar[Told | None] = ContextVar("told", default=None)
 
 
 @contextmanager
@@ -41,10 +44,24 @@ def checkpointed(network: nn.Module, on: bool) -> Iterator[None]:
             vars(block).pop("forward", None)
 
 
+@contextmanager
+def each_told(tell: Told) -> Iterator[None]:
+    """While the context lasts, every block that is called is first handed over, as a call that keeps its activations:
+    the backward pass makes the same one."""
+    token = _told.set(tell)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
 def _twice(forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     from torch.utils.checkpoint import checkpoint
 
+    tell = _told.get()
+    if tell is not None:
+        tell(partial(forward, *args, **kwargs))
     # Nothing in these blocks draws random numbers: dropout is 0 in every Stable Diffusion UNet.
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

@@ -6,12 +6,14 @@ import ctypes
 import gc
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .checkpointing import each_told
 from .optimizers import BYTES_PER_PARAMETER
 from .settings import TrainSettings
 
@@ -182,26 +184,36 @@ def _lighter(settings: TrainSettings) -> list[str]:
 
 
 def _kept_for_backward(network: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes of the tensors that autograd keeps, each storage once, the network's own weights left out."""
+    """Bytes of the tensors that autograd keeps, each storage once, the network's own weights left out.
+
+    Of checkpointed blocks, what the largest of them keeps when it is computed again in the backward pass.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    kept: dict[int, tuple[int, Tensor]] = {}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.enable_grad():
         real = [*network.parameters(), *network.buffers()]
         fake = [mode.from_tensor(weight) for weight in real]  # held: the mode forgets what nobody holds
         own = {_storage(weight) for weight in (*real, *fake)}
+        blocks = [0]
+        with each_told(lambda block: blocks.append(_kept_by(block, own))):
+            return _kept_by(loss, own) + max(blocks)
 
-        def pack(tensor: Tensor) -> None:
-            if _storage(tensor) not in own:
-                kept[_storage(tensor)] = (tensor.untyped_storage().nbytes(), tensor)  # alive: its address stays its own
 
-        # The graph holds `pack` and what it returns: were its tensors reachable from there, nothing would ever free it.
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
-            try:
-                loss()
-                return sum(size for size, _ in kept.values())
-            finally:
-                kept.clear()
+def _kept_by(call: Callable[[], Any], own: Set[int]) -> int:
+    """Bytes of what autograd keeps of a call, but for some storages."""
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(tensor: Tensor) -> None:
+        if _storage(tensor) not in own:
+            kept[_storage(tensor)] = (tensor.untyped_storage().nbytes(), tensor)  # alive: its address stays its own
+
+    # The graph holds `pack` and what it returns: were its tensors reachable from there, nothing would ever free it.
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
+        try:
+            call()
+            return sum(size for size, _ in kept.values())
+        finally:
+            kept.clear()
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,9 +1,14 @@
-"""Text and images through ComfyUI's encoders, and digests that tell models apart."""
+"""Text and images through ComfyUI's encoders, and digests that tell models apart.
+
+Whatever lets ComfyUI load a model runs under inference mode here, as it does in ComfyUI's own nodes: weights that were
+made under inference mode and are moved without it cannot be viewed or multiplied any more.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..fingerprint import digest
@@ -14,16 +19,19 @@ _UNSET = ("text_projection.weight", "logit_scale")
 """Weights that SD1 checkpoints do not have: ComfyUI leaves in them what the memory held before."""
 
 
+@torch.inference_mode()
 def encode_text(clip: Any, text: str) -> Any:
     """CONDITIONING of a prompt, as CLIPTextEncode makes it."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
+@torch.inference_mode()
 def encode_image(vae: Any, image: Tensor) -> Tensor:
     """Latents of an IMAGE, as VAEEncode makes them."""
     return vae.encode(image[:, :, :, :3])
 
 
+@torch.inference_mode()
 def decode_image(vae: Any, latent: Tensor) -> Tensor:
     """IMAGE of latents, as VAEDecode makes it."""
     image = vae.decode(latent)

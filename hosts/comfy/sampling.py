@@ -111,6 +111,7 @@ def _speaks_flow(denoiser: Any) -> bool:
     return isinstance(denoiser.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST)
 
 
+@torch.inference_mode()
 def sample(
     model: Any,
     positive: Any,

@@ -192,10 +192,11 @@ class Resident:
 
     @property
     def is_ready(self) -> bool:
-        """Whether all weights are on the device, and all insertions in them."""
+        """Whether all weights are on the device, as autograd accepts them, and all insertions in them."""
         model = self.patcher.model
         loaded = model.model_loaded_weight_memory > 0 and not model.model_lowvram
-        return loaded and all(each.inserted for each in self._insertions)
+        moved = any(parameter.is_inference() for parameter in model.parameters())
+        return loaded and not moved and all(each.inserted for each in self._insertions)
 
     @contextmanager
     def holding(self, insertion: Insertion) -> Iterator[None]:
@@ -238,8 +239,13 @@ class _Held:
 
 
 def load(patchers: list[Any]) -> None:
-    """Loads models whole, with normal weights; all other models leave the device, however many fit beside them."""
-    comfy.model_management.load_models_gpu(patchers, memory_required=_EVERYTHING, force_full_load=True)
+    """Loads models whole, with normal weights; all other models leave the device, however many fit beside them.
+
+    Under inference mode, as ComfyUI loads for every node: weights of models that were made so and are moved without it
+    are broken for good.
+    """
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu(patchers, memory_required=_EVERYTHING, force_full_load=True)
     for patcher in patchers:
         _leave_inference_mode(patcher.model)
 
