@@ -53,9 +53,9 @@ def test_a_message_that_nobody_says_is_found() -> None:
     assert not doc_pages.is_said("fit beside the network")
 
 
-def _rows(page: str, part: str) -> list[list[str]]:
-    """Cells of the lines of a page's tables that hold so."""
-    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").splitlines()
+def _rows(page: str, part: str, until: str = "\0") -> list[list[str]]:
+    """Cells of the lines of a page's tables that hold a part, up to a heading."""
+    lines = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(until)[0].splitlines()
     return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if part in line]
 
 
@@ -63,7 +63,7 @@ def _rows(page: str, part: str) -> list[list[str]]:
 def test_the_memory_table_holds_what_is_trained(family: str) -> None:
     """The columns that need no tracing; `bench/memory_table.py` prints all of them."""
     backbone = memory_table.Backbone(UNETS[family])
-    rows = [row for row in _rows("settings.md", f"| {family} |") if len(row) == 10]
+    rows = [row for row in _rows("settings.md", f"| {family} |", until="## How long it takes") if len(row) == 10]
     assert {row[2] for row in rows} == set(PRESETS) and {row[4] for row in rows} == {"off", "on"}
     for _, _, preset, _, _, _, *numbers in rows:
         frozen, trained, activations, total = map(float, numbers)
