@@ -148,6 +148,10 @@ class ShortTraining:
                 for name, parameter, average in zip(self._names, self._parameters, self._averages, strict=True):
                     parameter.copy_(file.get_tensor(f"{name}/weight"))
                     average.copy_(file.get_tensor(f"{name}/average"))
-                    moments = {moment: file.get_tensor(f"{name}/{moment}") for moment in _MOMENTS}
+                    # the fused optimizer reads moments in the order in which the weights lie in memory
+                    moments = {
+                        moment: torch.empty_like(parameter).copy_(file.get_tensor(f"{name}/{moment}")).detach()
+                        for moment in _MOMENTS
+                    }
                     self._optimizer.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
         log.info("%s: continues at step %d of %d", self._title, self.step, self.plan.steps)

@@ -82,7 +82,9 @@ def base_file(model: Any, folder: Path) -> Path:
     from safetensors.torch import save_file
 
     weights = model.model.diffusion_model.state_dict()
-    save_file({f"model.diffusion_model.{k}": v.contiguous().clone() for k, v in weights.items()}, folder / "base.safetensors")
+    save_file(
+        {f"model.diffusion_model.{k}": v.contiguous().clone() for k, v in weights.items()}, folder / "base.safetensors"
+    )
     return folder / "base.safetensors"
 
 
@@ -256,7 +258,9 @@ def check_samples_of_a_part() -> dict[str, str]:
         model = host.apply_lora(network(), None, kohya_lora(network(), 1), 1.0, None)[0]
         outputs, context = [], conditioning()[0][0].repeat(2, 1, 1)
 
-        def draw(training: Any, flow: Any, text: Any, outputs: list[Any] = outputs, context: Any = context) -> list[Any]:
+        def draw(
+            training: Any, flow: Any, text: Any, outputs: list[Any] = outputs, context: Any = context
+        ) -> list[Any]:
             management.load_models_gpu([training])
             for part in (0, training.model_size() // 2):
                 freed = training.partially_unload(CPU, part) if part else 0

@@ -18,8 +18,8 @@ from diff2flow_nodes.bench.gpu import results
 from diff2flow_nodes.bench.gpu.findings import Findings, read_lines
 from diff2flow_nodes.bench.gpu.pack import copy_comfyui, pinned
 from diff2flow_nodes.bench.gpu.phases import PHASES
-from diff2flow_nodes.bench.random_prior import build_random
 from diff2flow_nodes.bench.random_backbone import RandomBackbone, square_sizes
+from diff2flow_nodes.bench.random_prior import build_random
 from diff2flow_nodes.bench.tiny_unet import unet_config
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,11 +1,12 @@
 """The picture prior: its data, its training, its pictures and its checkpoint.
 
-    python -m diff2flow_nodes.bench.picture_prior data
-    python -m diff2flow_nodes.bench.picture_prior autoencoder
-    python -m diff2flow_nodes.bench.picture_prior encode
-    python -m diff2flow_nodes.bench.picture_prior train --hours 2
-    python -m diff2flow_nodes.bench.picture_prior sample grid.png
-    python -m diff2flow_nodes.bench.picture_prior write models/checkpoints/picture_prior.safetensors
+python -m diff2flow_nodes.bench.picture_prior data
+python -m diff2flow_nodes.bench.picture_prior autoencoder
+python -m diff2flow_nodes.bench.picture_prior encode
+python -m diff2flow_nodes.bench.picture_prior pack .gpu/picture_prior.safetensors
+python -m diff2flow_nodes.bench.picture_prior train .gpu/picture_prior.safetensors
+python -m diff2flow_nodes.bench.picture_prior sample grid.png
+python -m diff2flow_nodes.bench.picture_prior write models/checkpoints/picture_prior.safetensors
 """
 
 from __future__ import annotations
@@ -40,17 +41,15 @@ def _parser() -> argparse.ArgumentParser:
     reconstructions.add_argument("png", type=Path)
     encode = commands.add_parser("encode", help="the pictures as latents, in more variants than the one that is needed")
     encode.add_argument("--variants", type=int, default=4, help="in all (%(default)s)")
-    train = commands.add_parser("train", help="train the network, or go on")
-    train.add_argument("--hours", type=float, default=2.0, help="of computing, at most (%(default)s)")
-    train.add_argument("--until", type=int, default=0, help="last step; the rate falls to nothing before it (no end)")
-    pack = commands.add_parser("pack", help="what is learned from as one file, for a card elsewhere")
+    pack = commands.add_parser("pack", help="what is learned from as one file, which can travel to a card")
     pack.add_argument("to", type=Path)
-    card = commands.add_parser("card", help="train the network on a card, from nothing, into the work folder")
-    card.add_argument("packed", type=Path)
-    card.add_argument("--seconds", type=float, default=240.0, help="by the clock (%(default)s)")
-    card.add_argument("--batch", type=int, default=512, help="pictures a step (%(default)s)")
-    card.add_argument("--rate", type=float, default=2e-3, help="highest learning rate (%(default)s)")
-    card.add_argument("--device", default="cuda", help="cuda, or cpu to try it (%(default)s)")
+    train = commands.add_parser("train", help="train the network into the work folder: 4 minutes of an H100")
+    train.add_argument("packed", type=Path)
+    train.add_argument("--seconds", type=float, default=240.0, help="by the clock (%(default)s)")
+    train.add_argument("--batch", type=int, default=512, help="pictures a step (%(default)s)")
+    train.add_argument("--rate", type=float, default=2e-3, help="highest learning rate (%(default)s)")
+    train.add_argument("--device", default="cuda", help="cuda or cpu (%(default)s)")
+    train.add_argument("--further", action="store_true", help="from the newest stored weights, not from nothing")
     sample = commands.add_parser("sample", help="a grid of prompts and consecutive seeds")
     sample.add_argument("png", type=Path)
     sample.add_argument("--prompt", action="append", help="a row; several: given several times")
@@ -95,27 +94,19 @@ def _encode(options: argparse.Namespace) -> None:
     latents.encode(data.load(options.work).chosen(lambda picture: not picture.held_out), options.work, options.variants)
 
 
-def _train(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from .training import PLAN, train
-
-    command = f"{_NAME} train --hours {options.hours:g}" + (f" --until {options.until}" if options.until else "")
-    train(options.work, options.hours, command, replace(PLAN, ends=options.until))
-
-
 def _pack(options: argparse.Namespace) -> None:
-    from .on_card import pack
+    from .training import pack
 
     pack(options.work, options.to)
 
 
-def _card(options: argparse.Namespace) -> None:
-    from .on_card import CardPlan, train
+def _train(options: argparse.Namespace) -> None:
+    from .training import Plan, train
 
-    command = f"{_NAME} card --seconds {options.seconds:g} --batch {options.batch} --rate {options.rate:g}"
-    plan = CardPlan(options.seconds, options.batch, options.rate)
-    train(options.packed, options.work, plan, command, torch.device(options.device))
+    command = f"{_NAME} train {options.packed.name} --seconds {options.seconds:g} --batch {options.batch}"
+    command += f" --rate {options.rate:g}" + (" --further" if options.further else "")
+    plan = Plan(options.seconds, options.batch, options.rate)
+    train(options.packed, options.work, plan, command, torch.device(options.device), options.further)
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -164,9 +155,8 @@ _COMMANDS = {
     "autoencoder": _autoencoder,
     "reconstructions": _reconstructions,
     "encode": _encode,
-    "train": _train,
     "pack": _pack,
-    "card": _card,
+    "train": _train,
     "sample": _sample,
     "reader": _reader,
     "judge": _judge,

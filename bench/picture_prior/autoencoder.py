@@ -16,11 +16,10 @@ from torch.nn import functional
 
 from ...files import written_whole
 from .. import tiny_taesd
-from ..short_training import Plan
+from ..short_training import Plan, ShortTraining
 from ..widen import widened
 from .data import Pictures, load
 from .grids import rows
-from .long_training import LongTraining
 from .moving import Motion, cut, moved, recoloured
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def train(pictures: Pictures, work: Path, plan: Plan = PLAN) -> AutoencoderTiny:
         moments = (centre.square() + (spread - 1.0).square()).mean()
         return sharpness_loss(module.decoder(_noisy(z, random)), images) + _MOMENTS * moments
 
-    training = LongTraining(module, plan, work / "autoencoder_training.safetensors", "1", "autoencoder")
+    training = ShortTraining(module, plan, work / "autoencoder_training.safetensors", "1", "autoencoder")
     training.run(loss)
     return training.averaged()  # type: ignore[return-value]
 
@@ -130,7 +129,7 @@ def refine(pictures: Pictures, work: Path, plan: Plan = REFINING) -> Autoencoder
             z = module.encoder(images)
         return sharpness_loss(module.decoder(_noisy(z, random)), images)
 
-    training = LongTraining(module.decoder, plan, work / "decoder_training.safetensors", encoder_hash(work), "decoder")
+    training = ShortTraining(module.decoder, plan, work / "decoder_training.safetensors", encoder_hash(work), "decoder")
     training.run(loss)
     training.averaged()
     return module

@@ -1,269 +1,301 @@
-"""Trains the network for as long as there is time, and goes on later: on the same machine exactly, elsewhere from the
-stored weights with a short warm-up.
-"""
+"""Trains the network: in minutes on a card, to which what is learned from travels as one file, or slowly on a CPU."""
 
 from __future__ import annotations
 
+import json
 import logging
-import signal
 import subprocess
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...alignment import NoiseSchedule
-from ..short_training import Plan
+from ...files import written_whole
 from . import autoencoder, captions, data, latents, stored, words
-from .captions import Captions
-from .latents import Latents
-from .long_training import LongTraining
 from .network import Network, millions
 from .stored import Prior
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderTiny
-
 log = logging.getLogger(__name__)
-EMPTY = 0.1
+_KEY = "diff2flow.picture_prior.learned"
+_WORDINGS = 16
+"""Captions that are drawn of each picture before it travels."""
+_EMPTY = 0.1
 """Share of pictures that are learned without a caption."""
-_LAST = 5.0
 _SNR_CAP = 5.0
-_FOREVER = 10**9
-_SAVED_EVERY = 300.0
-_LOGGED_EVERY = 50
+_WARM_UPS, _CHECKED_EVERY, _LOGGED = 3, 50, 10
+_BETAS = (0.9, 0.99)
 
 
 @dataclass(frozen=True)
-class OpenPlan(Plan):
-    """A plan that may have no end: the rate stays for `hold` steps and then falls with one over the root of the step.
-
-    With an end in sight (`ends`) it falls to nothing over the last fifth of all steps, which makes pictures sharper.
+class Plan:
+    """How long and how fast.
 
     Args:
-        hold: steps of the full rate.
-        began: step at which the optimizer's moments began; the rate rises from there.
+        seconds: by the clock, from the first step on.
         batch: pictures a step.
-        ends: last step; 0: none.
+        rate: highest learning rate of AdamW; it rises over `warm_up` steps and falls to 0 over the last `falling`
+            of the time.
+        average: decay of the averaged weights, reached gradually.
+        clip: greatest norm of the gradient.
+        seed: of everything random.
     """
 
-    hold: int = 4000
-    began: int = 0
-    batch: int = 32
-    ends: int = 0
+    seconds: float
+    batch: int = 512
+    rate: float = 2e-3
+    warm_up: int = 300
+    falling: float = 0.3
+    average: float = 0.9995
+    clip: float = 1.0
+    seed: int = 0
 
-    def rate_at(self, step: int) -> float:
-        """Learning rate of a step, 0 being the first."""
-        rise = min(1.0, (step - self.began + 1) / max(self.warm_up, 1))
-        fall = min(1.0, _LAST * (1.0 - step / self.ends)) if self.ends else 1.0
-        return self.rate * rise * max(0.0, fall) * min(1.0, (self.hold / max(step, 1)) ** 0.5)
-
-
-PLAN = OpenPlan(steps=_FOREVER, rate=1.5e-3, warm_up=200, average=0.9995, save_every=float("inf"))
-
-
-class Stopped(Exception):
-    """The process was asked to end."""
+    def rate_at(self, step: int, elapsed: float) -> float:
+        """Learning rate of a step (0 being the first) after so many seconds."""
+        rise = min(1.0, (step + 1) / self.warm_up)
+        return self.rate * rise * min(1.0, max(0.0, 1.0 - elapsed / self.seconds) / self.falling)
 
 
-class Task:
-    """The loss of one step.
+@dataclass(frozen=True)
+class Learned:
+    """What is learned from.
 
     Args:
+        x_data: (variants, N, 4, 16, 16).
+        ids: token ids (N, wordings, 24).
+        empty: those of the empty caption, (1, 24).
+        tokens: ids that have a row.
+        mean, std: of the latents, see Latents.
+        about: "packages", versions of what the pictures come from, and the "commit" that packed them.
+    """
+
+    x_data: Tensor
+    ids: Tensor
+    empty: Tensor
+    tokens: Tensor
+    mean: float
+    std: float
+    about: Mapping[str, Any]
+
+
+def pack(work: Path, path: Path) -> None:
+    """Writes what is learned from into one file: latents in 8 bits, and captions as token ids.
+
+    Args:
+        work: folder of the pictures and their latents, all variants that are there.
+    """
+    from safetensors.torch import save_file
+
+    pictures = data.load(work).chosen(lambda picture: not picture.held_out)
+    z = latents.encode(pictures, work, variants=1)
+    scale = float(z.z.abs().max()) / 127.0
+    drawing, random = captions.Captions(pictures.about), torch.Generator().manual_seed(0)
+    texts = [drawing.drawn(place, random) for place in range(len(pictures.about)) for _ in range(_WORDINGS)]
+    ids = captions.padded(texts, words.LENGTH).unflatten(0, (len(pictures.about), _WORDINGS))
+    tensors = {"z": (z.z.float() / scale).round().to(torch.int8), "ids": ids.to(torch.uint16)}
+    tensors["empty"] = captions.padded([""], words.LENGTH).int()
+    tensors["tokens"] = torch.tensor(drawing.tokens()).int()
+    about = {"scale": scale, "mean": z.mean, "std": z.std}
+    about |= {"packages": data.versions(), "commit": _commit()}
+    with written_whole(path) as temporary:
+        save_file(tensors, str(temporary), metadata={_KEY: json.dumps(about)})
+
+
+def unpacked(path: Path) -> Learned:
+    """Reads what `pack` wrote."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        about = json.loads((file.metadata() or {})[_KEY])
+        z = file.get_tensor("z").float() * about.pop("scale")
+        mean, std = about.pop("mean"), about.pop("std")
+        ids, empty, tokens = (file.get_tensor(name).long() for name in ("ids", "empty", "tokens"))
+    return Learned((z - mean) / std, ids, empty, tokens, mean, std, about)
+
+
+def train(path: Path, work: Path, plan: Plan, command: str, device: torch.device, further: bool = False) -> None:
+    """Trains and writes the work folder's prior.safetensors.
+
+    Args:
+        path: that `pack` wrote.
+        work: folder; the autoencoder is its own, or else the repository's.
+        command: for the provenance.
+        device: that computes.
+        further: goes on from the newest stored weights instead of from nothing.
+    """
+    learned = unpacked(path)
+    before = stored.read(stored.newest(work)) if further else None
+    running = Training(learned, plan, device, before and before.network)
+    log.info("%.2f million parameters, %d pictures", millions(running.network), learned.x_data.shape[1])
+    seconds = running.run()
+    earlier = {} if before is None else dict(before.provenance)
+    about = {
+        "step": running.step,
+        "pictures": running.step * plan.batch,
+        "seconds": round(seconds),
+        "machine": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "command": command,
+        **learned.about,
+        "plan": asdict(plan),
+        "after": earlier,
+    }
+    own = autoencoder.path(work).is_file()
+    module = autoencoder.read(work) if own else stored.read(stored.newest(work)).autoencoder
+    work.mkdir(parents=True, exist_ok=True)
+    stored.write(stored.path_in(work), Prior(running.averaged(), module, learned.mean, learned.std, about))
+
+
+class Training:
+    """One training, from seeded weights or given ones.
+
+    Args:
+        learned: what from.
+        plan: how.
+        device: where.
+        network: to begin with; None: of seeded weights.
+
+    Attributes:
         network: that is trained.
-        pictures: what is learned from.
-        z: their latents.
-        batch: pictures a step.
+        step: done so far.
     """
 
-    def __init__(self, network: Network, pictures: data.Pictures, z: Latents, batch: int) -> None:
-        self._network, self._latents, self._batch = network, z, batch
-        self._count, self._captions = len(pictures.about), Captions(pictures.about)
-        self._mirrored = torch.tensor([picture.mirrored for picture in pictures.about])
-        self.stopping = False
+    def __init__(self, learned: Learned, plan: Plan, device: torch.device, network: Network | None = None) -> None:
+        self.network = (network or Network(learned.tokens.tolist(), plan.seed)).to(device).requires_grad_(True)
+        self.step, self._plan, self._device = 0, plan, device
+        self._x_data = learned.x_data.to(device)
+        self._places = self.network.words.places(learned.ids).to(device)
+        self._empty = self.network.words.places(learned.empty).to(device)
+        self._parameters: list[nn.Parameter] = list(self.network.parameters())
+        self._averages = [parameter.detach().clone() for parameter in self._parameters]
+        self._optimizer = torch.optim.AdamW(self._parameters, betas=_BETAS, fused=True)
+        self._random = torch.Generator(device).manual_seed(plan.seed)
+        self._loss = torch.zeros((), device=device)
+        self._alphas, self._weights = (each.to(device) for each in levels())
+        self._given = self._drawn()
+        self._forward_and_back: Callable[[], Any] = self._eagerly
 
-    def loss(self, random: torch.Generator) -> Tensor:
-        """Of a batch that is drawn with the generator.
+    def run(self) -> float:
+        """Trains for the plan's time; returns the seconds.
 
         Raises:
-            Stopped: the process was asked to end.
+            ValueError: the loss is not finite.
         """
-        if self.stopping:
-            raise Stopped
-        place = torch.randint(0, self._count, (self._batch,), generator=random)
-        variant = torch.randint(0, len(self._latents.z), (self._batch,), generator=random)
-        empty = torch.rand(self._batch, generator=random) < EMPTY
-        texts = ["" if none else self._captions.drawn(int(i), random) for i, none in zip(place, empty, strict=True)]
-        context = self._network.words(captions.padded(texts, words.LENGTH))
-        return weighted_loss(self._network, self._latents.x_data(variant, place), context, random)
+        if self._device.type == "cuda":
+            self._forward_and_back = self._graph()
+        began, elapsed, total = time.monotonic(), 0.0, torch.zeros((), device=self._device)
+        while elapsed < self._plan.seconds:
+            self.one(elapsed)
+            total += self._loss
+            if self.step % _CHECKED_EVERY == 0:
+                self._check(float(total) / _CHECKED_EVERY, began)
+                total.zero_()
+            elapsed = time.monotonic() - began
+        return elapsed
 
+    def one(self, elapsed: float = 0.0) -> Tensor:
+        """A step; returns its loss (), which the next one overwrites.
 
-def weighted_loss(network: Network, x_data: Tensor, context: Tensor, random: torch.Generator) -> Tensor:
-    """Mean squared error of eps at random tau, weighted sqrt(1 + 1/SNR) · min(SNR, 5)/SNR.
+        Args:
+            elapsed: seconds since the first one.
+        """
+        for static, drawn in zip(self._given, self._drawn(), strict=True):
+            static.copy_(drawn)
+        self._forward_and_back()
+        self._update(elapsed)
+        return self._loss
 
-    The first factor is half of the way (in the exponent) from eps to velocity: what a picture shows is decided where
-    there is much noise and an error of eps moves the picture far. Weights have mean 1 over tau.
+    def averaged(self) -> Network:
+        """The network with the averaged weights, on the CPU."""
+        with torch.no_grad():
+            for parameter, average in zip(self._parameters, self._averages, strict=True):
+                parameter.copy_(average)
+        return self.network.requires_grad_(False).cpu()
 
-    Args:
-        x_data: (B, 4, h, w), mean 0 and std 1.
-        context: (B, 24, 128).
-        random: of tau and noise.
-    """
-    alphas, weights = levels()
-    tau = torch.randint(0, len(alphas), (len(x_data),), generator=random)
-    noise = torch.randn(x_data.shape, generator=random)
-    alpha = alphas[tau].reshape(-1, 1, 1, 1)
-    error = network(alpha.sqrt() * x_data + (1 - alpha).sqrt() * noise, tau, context)[0] - noise
-    return (weights[tau] * error.square().mean(dim=(1, 2, 3))).mean()
+    def _check(self, loss: float, began: float) -> None:
+        if loss != loss or loss == float("inf"):
+            raise ValueError(f"the loss before step {self.step} is {loss}")
+        if self.step % (_LOGGED * _CHECKED_EVERY) == 0:
+            rate = self.step * self._plan.batch / (time.monotonic() - began)
+            log.info("step %d, loss %.5f, %.0f pictures/s", self.step, loss, rate)
+
+    def _drawn(self) -> list[Tensor]:
+        """x_diff (B, 4, 16, 16), eps, tau (B,) and the rows' places (B, 24) of a batch."""
+        batch, on = self._plan.batch, {"generator": self._random, "device": self._device}
+        variants, count = self._x_data.shape[:2]
+        place = torch.randint(count, (batch,), **on)
+        x_data = self._x_data[torch.randint(variants, (batch,), **on), place]
+        rows = self._places[place, torch.randint(self._places.shape[1], (batch,), **on)]
+        rows = torch.where(torch.rand(batch, 1, **on) < _EMPTY, self._empty, rows)
+        tau = torch.randint(len(self._alphas), (batch,), **on)
+        noise = torch.randn(x_data.shape, **on)
+        alpha = self._alphas[tau].reshape(-1, 1, 1, 1)
+        return [alpha.sqrt() * x_data + (1 - alpha).sqrt() * noise, noise, tau, rows]
+
+    def _compute(self) -> None:
+        """The loss of the batch that is given, and its gradients."""
+        x_diff, noise, tau, rows = self._given
+        context = self.network.words.of_places(rows)
+        with torch.autocast(self._device.type, torch.bfloat16, self._device.type == "cuda", cache_enabled=False):
+            made = self.network(x_diff, tau, context)[0]
+        loss = (self._weights[tau] * (made.float() - noise).square().mean(dim=(1, 2, 3))).mean()
+        loss.backward()
+        self._loss.copy_(loss.detach())
+
+    def _graph(self) -> Callable[[], Any]:
+        """The same, replayed from a CUDA graph: the network is so small that starting its kernels would take longest.
+
+        Where that fails, the ordinary calls.
+        """
+        torch.backends.cudnn.benchmark = True
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                self._eagerly()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._optimizer.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._compute()
+        except RuntimeError as error:
+            log.warning("without a CUDA graph: %s", error)
+            torch.cuda.synchronize()
+            return self._eagerly
+        return graph.replay
+
+    def _eagerly(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        self._compute()
+
+    def _update(self, elapsed: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._plan.rate_at(self.step, elapsed)
+        nn.utils.clip_grad_norm_(self._parameters, self._plan.clip)
+        self._optimizer.step()
+        decay = min(self._plan.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, [p.detach() for p in self._parameters], 1.0 - decay)
+        self.step += 1
 
 
 def levels() -> tuple[Tensor, Tensor]:
-    """alpha_bar and the loss's weight, both (1000,) by tau; see `weighted_loss`."""
+    """alpha_bar and the weight of eps' squared error, both (1000,) by tau: sqrt(1 + 1/SNR) · min(SNR, 5)/SNR, mean 1.
+
+    The first factor is half of the way (in the exponent) from eps to velocity: what a picture shows is decided where
+    there is much noise and an error of eps moves the picture far.
+    """
     alphas = torch.as_tensor(NoiseSchedule.scaled_linear().alphas_cumprod).float()
     ratio = alphas / (1 - alphas)
     weights = (1 + 1 / ratio).sqrt() * ratio.clamp(max=_SNR_CAP) / ratio
     return alphas, weights / weights.mean()
 
 
-def train(work: Path, hours: float, command: str, plan: OpenPlan = PLAN) -> Path:
-    """Trains up to a time, the plan's end, or until the process is asked to end; returns the stored prior's path.
-
-    Args:
-        work: folder of the pictures, the latents and the states; prior.safetensors is written there.
-        hours: of computing; more by the clock where other processes compute as well.
-        command: that started it, for the provenance.
-    """
-    pictures = data.load(work).chosen(lambda picture: not picture.held_out)
-    module = ensured_autoencoder(work)
-    z = latents.encode(pictures, work, variants=1)
-    training, seconds = begun(pictures, work, plan)
-    task = Task(training.module, pictures, z, plan.batch)  # type: ignore[arg-type]
-    for request in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(request, lambda *_: setattr(task, "stopping", True))
-    count = len(pictures.about)
-    size, variants = millions(training.module), len(z.z)
-    log.info("%.2f million parameters, %d pictures x %d, step %d", size, count, variants, training.step)
-    prior = Prior(training.module, module, z.mean, z.std, {})  # type: ignore[arg-type]
-    _Session(training, task, work, command, seconds).run(3600.0 * hours, prior)
-    return stored.path_in(work)
-
-
-def begun(pictures: data.Pictures, work: Path, plan: OpenPlan) -> tuple[LongTraining, float]:
-    """The training as it was last saved, and the seconds that it has had; from the stored weights, or from nothing.
-
-    Args:
-        pictures: whose captions are learned, where nothing is stored yet.
-    """
-    state, before = work / "training.safetensors", _stored(work)
-    network = Network(Captions(pictures.about).tokens()) if before is None else before.network
-    step = 0 if before is None else int(before.provenance["step"])
-    if not state.is_file():
-        plan = replace(plan, began=step)
-    training = LongTraining(network, plan, state, f"1 {plan.batch}", "network")
-    training.step = max(training.step, step)
-    return training, 0.0 if before is None else float(before.provenance["seconds"])
-
-
-def ensured_autoencoder(work: Path) -> AutoencoderTiny:
-    """The work folder's autoencoder; where there is none, that of the stored prior, which is put there.
-
-    Raises:
-        RuntimeError: neither is there.
-    """
-    if not autoencoder.path(work).is_file():
-        before = _stored(work)
-        if before is None:
-            raise RuntimeError(
-                "there is no autoencoder: run 'python -m diff2flow_nodes.bench.picture_prior autoencoder'"
-            )
-        autoencoder.write(before.autoencoder, work)
-    return autoencoder.read(work)
-
-
-def _stored(work: Path) -> Prior | None:
-    try:
-        return stored.read(stored.newest(work))
-    except RuntimeError:
-        return None
-
-
-@dataclass(frozen=True)
-class Clocks:
-    """Seconds by the wall's clock, and those that this process computed."""
-
-    wall: float
-    computing: float
-
-    @classmethod
-    def now(cls) -> Clocks:
-        """Now."""
-        return cls(time.monotonic(), time.process_time())
-
-
-class _Session:
-    """One process's share of the training.
-
-    Args:
-        training: as it was begun.
-        task: what is learned.
-        work: folder of the states.
-        command: that started it.
-        before: seconds of computing before this.
-    """
-
-    def __init__(self, training: LongTraining, task: Task, work: Path, command: str, before: float) -> None:
-        self._training, self._task, self._work, self._command, self._before = training, task, work, command, before
-        self._plan: OpenPlan = training.plan  # type: ignore[assignment]
-        self._losses: list[float] = []
-
-    def run(self, seconds: float, prior: Prior) -> None:
-        """Trains for that long, not counting what other processes take of the processor.
-
-        Args:
-            prior: whose autoencoder and moments are stored with the network.
-        """
-        start, saved, self._logged = time.process_time(), time.monotonic(), Clocks.now()
-        try:
-            while time.process_time() - start < seconds and not 0 < self._plan.ends <= self._training.step:
-                self._losses.append(self._training.one(self._task.loss))
-                if self._training.step % _LOGGED_EVERY == 0:
-                    self._report()
-                if time.monotonic() - saved > _SAVED_EVERY:
-                    self._save(time.process_time() - start, prior)
-                    saved = time.monotonic()
-        except Stopped:
-            log.info("asked to end")
-        self._save(time.process_time() - start, prior)
-
-    def _report(self) -> None:
-        now, step, count = Clocks.now(), self._training.step, len(self._losses) * self._plan.batch
-        wall, computing = count / (now.wall - self._logged.wall), count / (now.computing - self._logged.computing)
-        loss, rate = sum(self._losses) / len(self._losses), self._plan.rate_at(step)
-        log.info("step %d, loss %.4f, %.1f pictures/s (%.1f alone), rate %.2e", step, loss, wall, computing, rate)
-        self._losses.clear()
-        self._logged = now
-
-    def _save(self, seconds: float, prior: Prior) -> None:
-        self._training.save()
-        about = {
-            "step": self._training.step,
-            "pictures": self._training.step * self._plan.batch,
-            "seconds": round(self._before + seconds),
-            "machine": "CPU, 1 thread",
-            "command": self._command,
-            "commit": commit(),
-            "packages": data.versions(),
-            "plan": {key: value for key, value in asdict(self._plan).items() if key not in ("steps", "save_every")},
-        }
-        path, network = stored.path_in(self._work), self._training.averaged_copy()
-        stored.write(path, replace(prior, network=network, provenance=about))  # type: ignore[arg-type]
-        log.info("saved at step %d: %.2f MB", self._training.step, path.stat().st_size / 1e6)
-
-
-def commit() -> str:
+def _commit() -> str:
     """The repository's commit, or "" outside git."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True)
