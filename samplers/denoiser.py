@@ -66,7 +66,7 @@ class FlowSampler:
         levels = exact(sigmas.cpu())
         t = 1.0 - levels if flow else 1.0 / (1.0 + levels)
         lowest = FIRST_SIGMA_BACKWARD if t[-1] < t[0] else 0.0
-        walk = _Walk(denoiser if flow else _in_flow_time(denoiser), extra_args or {}, x.shape[0], lowest)
+        walk = _Walk(denoiser, flow, extra_args or {}, x.shape[0], lowest)
         first, last = t[[0, -1]].to(wide_dtype(x.device)).to(x.device)
         x_flow = x if flow else (x * first).to(x.dtype)
         report = walk.reporter(sigmas, callback)
@@ -75,33 +75,32 @@ class FlowSampler:
         return x_flow if flow else (x_flow / last).to(x.dtype)
 
 
-def _in_flow_time(denoiser: Denoiser) -> Denoiser:
-    """A denoiser of sigma_k called with sigma_flow and x_flow: x_k = x_flow/t, sigma_k = (1 - t)/t."""
-
-    def denoised(x_flow: Tensor, sigma: Tensor, **extra: Any) -> Tensor:
-        t = 1.0 - sigma
-        return denoiser(x_flow / t.reshape(-1, *[1] * (x_flow.ndim - 1)), sigma / t, **extra)
-
-    return denoised
-
-
 class _Walk:
-    """Velocity calls on a denoiser at sigma_flow >= lowest, remembering the latest x_data_hat for previews."""
+    """Velocity calls on a denoiser at sigma_flow >= lowest, remembering the latest x_data_hat for previews.
 
-    def __init__(self, denoiser: Denoiser, extra_args: dict[str, Any], batch: int, lowest: float) -> None:
-        self._denoiser, self._extra_args, self._batch, self._lowest = denoiser, extra_args, batch, lowest
+    A denoiser of sigma_k gets, at each time of the grid, the very sigma that the grid has there: what other nodes have
+    put on a model compares it with theirs.
+    """
+
+    def __init__(self, denoiser: Denoiser, flow: bool, extra_args: dict[str, Any], batch: int, lowest: float) -> None:
+        self._denoiser, self._flow, self._extra_args = denoiser, flow, extra_args
+        self._batch, self._lowest = batch, lowest
         self._denoised: Tensor | None = None
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        sigma = (1.0 - t).clamp(min=self._lowest).to(device=x.device, dtype=x.dtype)
-        self._denoised = self._denoiser(x, sigma.expand(self._batch), **self._extra_args)
-        return (self._denoised - x) / sigma
+        t = t.clamp(max=1.0 - self._lowest)
+        sigma_flow = 1.0 - t
+        state, sigma = (x, sigma_flow) if self._flow else (x / t.to(x), sigma_flow / t)
+        self._denoised = self._denoiser(state, sigma.to(x).expand(self._batch), **self._extra_args)
+        return (self._denoised - x) / sigma_flow.to(x)
 
     def reporter(self, sigmas: Tensor, callback: Report | None) -> Callable[[int, float, Tensor, Tensor], None] | None:
         if callback is None:
             return None
 
         def report(step: int, t: float, x: Tensor, velocity: Tensor) -> None:
-            callback({"i": step, "x": x, "denoised": self._denoised, "sigma": sigmas[step], "sigma_hat": sigmas[step]})
+            state = x if self._flow else x / t
+            sigma = {"sigma": sigmas[step], "sigma_hat": sigmas[step]}
+            callback({"i": step, "x": state, "denoised": self._denoised, **sigma})
 
         return report

@@ -44,6 +44,9 @@ class ComfyHost:
     def as_flow(self, model: Any, flow: FlowParameterization) -> Any:
         return sampling.as_flow(model, flow)
 
+    def along(self, model: Any, flow: FlowParameterization, times: Tensor) -> tuple[Any, Tensor]:
+        return sampling.along(model, flow, times)
+
     def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
         return sampling.sampler(function, options)
 
