@@ -92,6 +92,9 @@ class Host(Protocol):
         In sigma_k where other nodes' patches need it and it holds the walk, else as `as_flow` has it.
         """
 
+    def speaks_flow(self, denoiser: Any) -> bool:
+        """Whether a denoiser, as SAMPLER functions get it, counts in sigma_flow; else in sigma_k."""
+
     def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
         """SAMPLER of a k-diffusion style function (denoiser, x, sigmas, extra_args, callback, disable, **options)."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..alignment.precision import exact, wide_dtype
-from .solvers import integrate
+from .solvers import Callback, integrate
 
 FIRST_SIGMA_BACKWARD = 1e-3
 """A walk from data to noise that begins at t = 1 asks the denoiser here instead: velocity = (x_data_hat - x)/sigma_flow
@@ -28,12 +28,14 @@ class FlowSampler:
         speaks_flow: tells of a denoiser whether its sigma is sigma_flow = 1 - t. Else it is sigma_k = (1 - t)/t, as for
             stock eps and v models in ComfyUI; the path is walked in flow time all the same: x_flow = t x_k,
             t = 1/(1 + sigma_k) (the VE maps of DESIGN §2).
+        watch: called after each step as `integrate` calls its callback, in flow time.
     """
 
     solver: str
     rtol: float
     atol: float
     speaks_flow: Callable[[Denoiser], bool]
+    watch: Callback | None = None
 
     @property
     def __name__(self) -> str:
@@ -63,16 +65,21 @@ class FlowSampler:
         if len(sigmas) < 2:
             return x
         flow = self.speaks_flow(denoiser)
-        levels = exact(sigmas.cpu())
-        t = 1.0 - levels if flow else 1.0 / (1.0 + levels)
+        t = flow_times(sigmas, flow)
         lowest = FIRST_SIGMA_BACKWARD if t[-1] < t[0] else 0.0
         walk = _Walk(denoiser, flow, extra_args or {}, x.shape[0], lowest)
         first, last = t[[0, -1]].to(wide_dtype(x.device)).to(x.device)
         x_flow = x if flow else (x * first).to(x.dtype)
-        report = walk.reporter(sigmas, callback)
+        report = walk.reporter(sigmas, callback, self.watch)
         tolerances = {"rtol": self.rtol, "atol": self.atol}
         x_flow = integrate(walk.velocity, x_flow, t, self.solver, report, pole=1.0, **tolerances)
         return x_flow if flow else (x_flow / last).to(x.dtype)
+
+
+def flow_times(sigmas: Tensor, flow: bool) -> Tensor:
+    """t of sigma_flow, or of sigma_k where `flow` is False: (N,) float64 on the CPU."""
+    levels = exact(sigmas.cpu())
+    return 1.0 - levels if flow else 1.0 / (1.0 + levels)
 
 
 class _Walk:
@@ -88,19 +95,23 @@ class _Walk:
         self._denoised: Tensor | None = None
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """dx/dt of x_flow (B, *dims) at flow time t ()."""
         t = t.clamp(max=1.0 - self._lowest)
         sigma_flow = 1.0 - t
         state, sigma = (x, sigma_flow) if self._flow else (x / t.to(x), sigma_flow / t)
         self._denoised = self._denoiser(state, sigma.to(x).expand(self._batch), **self._extra_args)
         return (self._denoised - x) / sigma_flow.to(x)
 
-    def reporter(self, sigmas: Tensor, callback: Report | None) -> Callable[[int, float, Tensor, Tensor], None] | None:
+    def reporter(self, sigmas: Tensor, callback: Report | None, watch: Callback | None) -> Callback | None:
+        """What `integrate` calls after each step: `callback` hears of the denoiser's own unit, `watch` of flow time."""
         if callback is None:
-            return None
+            return watch
 
         def report(step: int, t: float, x: Tensor, velocity: Tensor) -> None:
             state = x if self._flow else x / t
             sigma = {"sigma": sigmas[step], "sigma_hat": sigmas[step]}
             callback({"i": step, "x": state, "denoised": self._denoised, **sigma})
+            if watch is not None:
+                watch(step, t, x, velocity)
 
         return report

@@ -47,6 +47,9 @@ class ComfyHost:
     def along(self, model: Any, flow: FlowParameterization, times: Tensor) -> tuple[Any, Tensor]:
         return sampling.along(model, flow, times)
 
+    def speaks_flow(self, denoiser: Any) -> bool:
+        return sampling.speaks_flow(denoiser)
+
     def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
         return sampling.sampler(function, options)
 

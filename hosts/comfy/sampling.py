@@ -121,10 +121,11 @@ def sampler(function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
 
 def solver(solver: str, rtol: float, atol: float) -> Any:
     """SAMPLER that solves the flow, whatever sigma means for the model that it is given."""
-    return sampler(FlowSampler(solver, rtol, atol, _speaks_flow), {})
+    return sampler(FlowSampler(solver, rtol, atol, speaks_flow), {})
 
 
-def _speaks_flow(denoiser: Any) -> bool:
+def speaks_flow(denoiser: Any) -> bool:
+    """Whether a denoiser counts in sigma_flow."""
     return isinstance(denoiser.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST)
 
 

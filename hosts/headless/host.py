@@ -92,6 +92,9 @@ class HeadlessHost:
 
         return model.as_flow(flow), sigma_flow_of(times)
 
+    def speaks_flow(self, denoiser: Any) -> bool:
+        return denoiser.levels.flow
+
     def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
         from .sampling import Sampler
 
