@@ -82,8 +82,9 @@ def estimate_along(
     _require_images(images)
     size = _size(tuple(images.shape[1:3]), plan.resolution or _trained_at(host.facts(model)))
     small = _resized(images, size)
+    clone, sigmas = host.along(model, flow, flow.times(plan.steps))
     members = [
-        torch.cat(list(_member(host, host.as_flow(model, flow), flow, clip, vae, small, plan, number)))
+        torch.cat(list(_member(host, clone, sigmas, clip, vae, small, plan, number)))
         for number in range(plan.ensemble)
     ]
     found = merged(torch.stack(members), plan.reduction)
@@ -94,7 +95,7 @@ def estimate_along(
 def _member(
     host: Host,
     model: Any,
-    flow: FlowParameterization,
+    sigmas: Tensor,
     clip: Any,
     vae: Any,
     images: Tensor,
@@ -104,7 +105,7 @@ def _member(
     """One estimate of every frame (B, h, w), a batch of frames at a time."""
     import torch
 
-    solver, sigmas = host.solver(plan.solver, 1e-3, 1e-4), flow.sigmas(plan.steps)
+    solver = host.solver(plan.solver, 1e-3, 1e-4)
     context, options = host.encode_text(clip, "")[0]
     for first in range(0, len(images), plan.batch_size):
         frames = images[first : first + plan.batch_size]

@@ -86,6 +86,15 @@ class Host(Protocol):
     def as_flow(self, model: Any, flow: FlowParameterization) -> Any:
         """A clone that is sampled as a flow model in sigma_flow."""
 
+    def along(self, model: Any, flow: FlowParameterization, times: Tensor) -> tuple[Any, Tensor]:
+        """A clone that `solver` samples along the flow, and flow times (steps + 1,) as its SIGMAS.
+
+        In sigma_k where other nodes' patches need it and it holds the walk, else as `as_flow` has it.
+        """
+
+    def speaks_flow(self, denoiser: Any) -> bool:
+        """Whether a denoiser, as SAMPLER functions get it, counts in sigma_flow; else in sigma_k."""
+
     def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
         """SAMPLER of a k-diffusion style function (denoiser, x, sigmas, extra_args, callback, disable, **options)."""
 

@@ -112,8 +112,7 @@ class TrainingSamples:
         """
         positive = [_encoded(text, p) for p in self._plan.prompts] if text else self._positive
         negative = _encoded(text, self._plan.negative) if text else self._negative
-        patched = self._host.as_flow(model, flow)
-        return [(f"{n} steps", self._row(patched, flow, n, positive, negative)) for n in self._plan.steps]
+        return [(f"{n} steps", self._row(model, flow, n, positive, negative)) for n in self._plan.steps]
 
     def _row(
         self, model: Any, flow: FlowParameterization, steps: int, positive: Sequence[Any], negative: Any
@@ -121,10 +120,11 @@ class TrainingSamples:
         import torch
 
         plan, host = self._plan, self._host
-        solver, sigmas = host.solver(plan.solver, 1e-4, 1e-4), flow.sigmas(steps)
+        solver = host.solver(plan.solver, 1e-4, 1e-4)
+        clone, sigmas = host.along(model, flow, flow.times(steps))
         empty = {"samples": torch.zeros(1, 4, plan.height // 8, plan.width // 8)}
         latents = [
-            host.sample(model, prompt, negative, empty, plan.seed + i, solver, sigmas, plan.cfg)["samples"]
+            host.sample(clone, prompt, negative, empty, plan.seed + i, solver, sigmas, plan.cfg)["samples"]
             for i, prompt in enumerate(positive)
         ]
         return torch.cat([host.decode_image(self._vae, latent) for latent in latents])

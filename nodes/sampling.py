@@ -179,14 +179,14 @@ def sampled(
     start: str,
     denoise: float = 1.0,
 ) -> Any:
-    """LATENT of a model sampled along its flow, in even steps of flow time, by a SAMPLER in sigma_flow."""
+    """LATENT of a model sampled along its flow, in even steps of flow time, by a SAMPLER that knows both sigmas."""
     host = current()
     require_finite_latent(latent_image)
     facts = host.facts(model)
     require_text_to_image(facts, positive)
     flow = flow_of(facts, start)
-    sigmas = flow.sigmas(steps, denoise=denoise)
-    return host.sample(host.as_flow(model, flow), positive, negative, latent_image, seed, sampler, sigmas, cfg)
+    clone, sigmas = host.along(model, flow, flow.times(steps, denoise=denoise))
+    return host.sample(clone, positive, negative, latent_image, seed, sampler, sigmas, cfg)
 
 
 class Diff2FlowSolver:

@@ -76,8 +76,9 @@ class Diff2FlowStraightness:
         from ..samplers.straightness import PathMeter
         from ..training.plot import straightness_plot
 
-        meter = PathMeter()
-        sampler = current().sampler(meter, {})
+        host = current()
+        meter = PathMeter(host.speaks_flow)
+        sampler = host.sampler(meter, {})
         latent = sampled(model, positive, negative, latent_image, seed, steps, cfg, sampler, start)
         found = meter.found
         report = f"straightness {found.mean:.4g} ({100 * found.relative:.3g} % of the speed squared) over {steps} steps"

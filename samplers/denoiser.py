@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..alignment.precision import exact, wide_dtype
-from .solvers import integrate
+from .solvers import Callback, integrate
 
 FIRST_SIGMA_BACKWARD = 1e-3
 """A walk from data to noise that begins at t = 1 asks the denoiser here instead: velocity = (x_data_hat - x)/sigma_flow
@@ -28,12 +28,14 @@ class FlowSampler:
         speaks_flow: tells of a denoiser whether its sigma is sigma_flow = 1 - t. Else it is sigma_k = (1 - t)/t, as for
             stock eps and v models in ComfyUI; the path is walked in flow time all the same: x_flow = t x_k,
             t = 1/(1 + sigma_k) (the VE maps of DESIGN §2).
+        watch: called after each step as `integrate` calls its callback, in flow time.
     """
 
     solver: str
     rtol: float
     atol: float
     speaks_flow: Callable[[Denoiser], bool]
+    watch: Callback | None = None
 
     @property
     def __name__(self) -> str:
@@ -63,45 +65,53 @@ class FlowSampler:
         if len(sigmas) < 2:
             return x
         flow = self.speaks_flow(denoiser)
-        levels = exact(sigmas.cpu())
-        t = 1.0 - levels if flow else 1.0 / (1.0 + levels)
+        t = flow_times(sigmas, flow)
         lowest = FIRST_SIGMA_BACKWARD if t[-1] < t[0] else 0.0
-        walk = _Walk(denoiser if flow else _in_flow_time(denoiser), extra_args or {}, x.shape[0], lowest)
+        walk = _Walk(denoiser, flow, extra_args or {}, x.shape[0], lowest)
         first, last = t[[0, -1]].to(wide_dtype(x.device)).to(x.device)
         x_flow = x if flow else (x * first).to(x.dtype)
-        report = walk.reporter(sigmas, callback)
+        report = walk.reporter(sigmas, callback, self.watch)
         tolerances = {"rtol": self.rtol, "atol": self.atol}
         x_flow = integrate(walk.velocity, x_flow, t, self.solver, report, pole=1.0, **tolerances)
         return x_flow if flow else (x_flow / last).to(x.dtype)
 
 
-def _in_flow_time(denoiser: Denoiser) -> Denoiser:
-    """A denoiser of sigma_k called with sigma_flow and x_flow: x_k = x_flow/t, sigma_k = (1 - t)/t."""
-
-    def denoised(x_flow: Tensor, sigma: Tensor, **extra: Any) -> Tensor:
-        t = 1.0 - sigma
-        return denoiser(x_flow / t.reshape(-1, *[1] * (x_flow.ndim - 1)), sigma / t, **extra)
-
-    return denoised
+def flow_times(sigmas: Tensor, flow: bool) -> Tensor:
+    """t of sigma_flow, or of sigma_k where `flow` is False: (N,) float64 on the CPU."""
+    levels = exact(sigmas.cpu())
+    return 1.0 - levels if flow else 1.0 / (1.0 + levels)
 
 
 class _Walk:
-    """Velocity calls on a denoiser at sigma_flow >= lowest, remembering the latest x_data_hat for previews."""
+    """Velocity calls on a denoiser at sigma_flow >= lowest, remembering the latest x_data_hat for previews.
 
-    def __init__(self, denoiser: Denoiser, extra_args: dict[str, Any], batch: int, lowest: float) -> None:
-        self._denoiser, self._extra_args, self._batch, self._lowest = denoiser, extra_args, batch, lowest
+    A denoiser of sigma_k gets, at each time of the grid, the very sigma that the grid has there: what other nodes have
+    put on a model compares it with theirs.
+    """
+
+    def __init__(self, denoiser: Denoiser, flow: bool, extra_args: dict[str, Any], batch: int, lowest: float) -> None:
+        self._denoiser, self._flow, self._extra_args = denoiser, flow, extra_args
+        self._batch, self._lowest = batch, lowest
         self._denoised: Tensor | None = None
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        sigma = (1.0 - t).clamp(min=self._lowest).to(device=x.device, dtype=x.dtype)
-        self._denoised = self._denoiser(x, sigma.expand(self._batch), **self._extra_args)
-        return (self._denoised - x) / sigma
+        """dx/dt of x_flow (B, *dims) at flow time t ()."""
+        t = t.clamp(max=1.0 - self._lowest)
+        sigma_flow = 1.0 - t
+        state, sigma = (x, sigma_flow) if self._flow else (x / t.to(x), sigma_flow / t)
+        self._denoised = self._denoiser(state, sigma.to(x).expand(self._batch), **self._extra_args)
+        return (self._denoised - x) / sigma_flow.to(x)
 
-    def reporter(self, sigmas: Tensor, callback: Report | None) -> Callable[[int, float, Tensor, Tensor], None] | None:
+    def reporter(self, sigmas: Tensor, callback: Report | None, watch: Callback | None) -> Callback | None:
+        """What `integrate` calls after each step: `callback` hears of the denoiser's own unit, `watch` of flow time."""
         if callback is None:
-            return None
+            return watch
 
         def report(step: int, t: float, x: Tensor, velocity: Tensor) -> None:
-            callback({"i": step, "x": x, "denoised": self._denoised, "sigma": sigmas[step], "sigma_hat": sigmas[step]})
+            state = x if self._flow else x / t
+            sigma = {"sigma": sigmas[step], "sigma_hat": sigmas[step]}
+            callback({"i": step, "x": state, "denoised": self._denoised, **sigma})
+            if watch is not None:
+                watch(step, t, x, velocity)
 
         return report

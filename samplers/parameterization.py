@@ -13,6 +13,16 @@ from .grids import time_grid
 STARTS = ("noise", "terminal")
 
 
+def sigma_flow_of(times: Tensor) -> Tensor:
+    """1 - t of flow times (N,) float64 in [0, 1], float32."""
+    return (1.0 - times).float()
+
+
+def sigma_k_of(times: Tensor) -> Tensor:
+    """(1 - t)/t of flow times (N,) float64 in (0, 1], float32: the sigma of a stock eps or v model."""
+    return ((1.0 - times) / times).float()
+
+
 @dataclass(frozen=True, eq=False)
 class FlowParameterization:
     """How a sampler that knows only sigma_flow talks to a diffusion network.
@@ -63,7 +73,7 @@ class FlowParameterization:
 
     def sigmas(self, steps: int, shape: str = "uniform", denoise: float = 1.0) -> Tensor:
         """Decreasing sigma_flow (steps + 1,) float32, ending with 0: 1 - times."""
-        return (1.0 - self.times(steps, shape, denoise)).float()
+        return sigma_flow_of(self.times(steps, shape, denoise))
 
     def sigmas_k(self, steps: int, shape: str = "uniform", denoise: float = 1.0) -> Tensor:
         """The same grid for a stock eps or v model: sigma_k = (1 - t)/t, (steps + 1,) float32, ending with 0.
@@ -71,8 +81,7 @@ class FlowParameterization:
         A stock model knows no time before t_min: with start "noise" the grid begins at t_min all the same.
         """
         stock = replace(self, start="terminal")
-        t = stock.times(steps, shape, denoise)
-        return ((1.0 - t) / t).float()
+        return sigma_k_of(stock.times(steps, shape, denoise))
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Network timestep tau (fractional, 0 to T-1) of sigma_flow in [0, 1]."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..alignment.precision import FLOAT64, exact
-from .denoiser import Denoiser, Report
+from .denoiser import Denoiser, FlowSampler, Report, flow_times
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,12 @@ def straightness(velocities: Tensor, times: Tensor, lengths: Tensor) -> Straight
 
 
 class PathMeter:
-    """A k-diffusion style sampler of Euler steps in sigma_flow that measures on its way.
+    """A k-diffusion style sampler of Euler steps in flow time that measures on its way.
 
     Velocities wait on the CPU for the end of the path, since the chord is only known then.
+
+    Args:
+        speaks_flow: as of `FlowSampler`.
 
     Attributes:
         found: of the last path.
@@ -77,6 +80,9 @@ class PathMeter:
 
     __name__ = "diff2flow_straightness"
     found: Straightness
+
+    def __init__(self, speaks_flow: Callable[[Denoiser], bool] = lambda denoiser: True) -> None:
+        self._speaks_flow = speaks_flow
 
     def __call__(
         self,
@@ -87,16 +93,14 @@ class PathMeter:
         callback: Report | None = None,
         disable: bool | None = None,
     ) -> Tensor:
-        """The state at sigmas[-1]; arguments as of `denoiser.FlowSampler`, sigmas are sigma_flow."""
-        moments, velocities = sigmas.tolist(), []
-        step: Callable[..., Tensor] = denoiser
-        for i, sigma in enumerate(moments[:-1]):
-            denoised = step(x, sigmas[i].to(x).expand(len(x)), **(extra_args or {}))
-            velocity = (denoised - x) / sigma
+        """The state at sigmas[-1]; arguments as of `denoiser.FlowSampler`."""
+        velocities: list[Tensor] = []
+
+        def keep(step: int, t: float, x: Tensor, velocity: Tensor) -> None:
             velocities.append(velocity.float().cpu())
-            if callback is not None:
-                callback({"i": i, "x": x, "denoised": denoised, "sigma": sigmas[i], "sigma_hat": sigmas[i]})
-            x = x + (sigma - moments[i + 1]) * velocity
-        grid = torch.tensor(moments, dtype=FLOAT64)
-        self.found = straightness(torch.stack(velocities), 1.0 - grid[:-1], grid[:-1] - grid[1:])
-        return x
+
+        euler = FlowSampler("euler", 0.0, 0.0, self._speaks_flow, keep)
+        end = euler(denoiser, x, sigmas, extra_args, callback)
+        times = flow_times(sigmas, self._speaks_flow(denoiser))
+        self.found = straightness(torch.stack(velocities), times[:-1], times.diff())
+        return end

@@ -40,13 +40,19 @@ CONTEXT = {"SD15": 768, "SD20": 1024, "SDXL": 2048}
 
 def network(
     family: str = "SD15", v: bool = False, in_channels: int = 4, seed: int = 0, stored: torch.dtype = torch.float32,
-    computed: torch.dtype = torch.float32,
+    computed: torch.dtype = torch.float32, channels: tuple[int, ...] = (64,), time_scale: float = 2.0,
 ) -> Any:
-    """ModelPatcher of a small UNet with random weights, kept in `stored` and computed in `computed`."""
+    """ModelPatcher of a small UNet with random weights, kept in `stored` and computed in `computed`.
+
+    Args:
+        channels: of each level, multiples of the first.
+        time_scale: how much it makes of its timestep; at 0.1 it is as smooth in time as a trained one.
+    """
     config_class = getattr(comfy.supported_models, family)
     unet = {
-        "image_size": 32, "in_channels": in_channels, "out_channels": 4, "model_channels": 64, "num_res_blocks": [1],
-        "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1],
+        "image_size": 32, "in_channels": in_channels, "out_channels": 4, "model_channels": channels[0],
+        "num_res_blocks": [1] * len(channels), "channel_mult": [each // channels[0] for each in channels],
+        "transformer_depth": [1] * len(channels), "transformer_depth_output": [1, 1] * len(channels),
         "transformer_depth_middle": 1, "context_dim": CONTEXT[family], "use_spatial_transformer": True, "legacy": False,
         "use_linear_in_transformer": family != "SD15", "dtype": torch.float32, "use_temporal_attention": False,
         "adm_in_channels": 2816 if family == "SDXL" else None,
@@ -61,7 +67,7 @@ def network(
     torch.manual_seed(seed)
     model = base(config, model_type=kind)
     for name, parameter in model.named_parameters():
-        scale = (2.0 if "emb" in name else 1.0) / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1
+        scale = (time_scale if "emb" in name else 1.0) / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 0.1
         values = torch.randn(parameter.shape) * scale + (1.0 if _is_norm(name, parameter) else 0.0)
         parameter.data = values.to(parameter.dtype)
     model.diffusion_model.register_forward_hook(_quiet if v else _near_eps)

@@ -44,6 +44,12 @@ class ComfyHost:
     def as_flow(self, model: Any, flow: FlowParameterization) -> Any:
         return sampling.as_flow(model, flow)
 
+    def along(self, model: Any, flow: FlowParameterization, times: Tensor) -> tuple[Any, Tensor]:
+        return sampling.along(model, flow, times)
+
+    def speaks_flow(self, denoiser: Any) -> bool:
+        return sampling.speaks_flow(denoiser)
+
     def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
         return sampling.sampler(function, options)
 

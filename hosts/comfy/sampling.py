@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from ...samplers.denoiser import FlowSampler
-from ...samplers.parameterization import FlowParameterization
+from ...samplers.parameterization import FlowParameterization, sigma_flow_of, sigma_k_of
 from ..checks import require_channels
 from . import models
 from .image_input import show_image
+from .stock_clock import fractional_timesteps, reaches
 
 _TABLE = 1000
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
@@ -90,8 +91,24 @@ def flow_model_sampling(flow: FlowParameterization) -> FlowModelSampling:
 
 def as_flow(model: Any, flow: FlowParameterization) -> Any:
     """A clone of the ModelPatcher that is sampled in sigma_flow; the original stays as it is."""
+    return _sampled_by(model, flow_model_sampling(flow))
+
+
+def along(model: Any, flow: FlowParameterization, times: Tensor) -> tuple[Any, Tensor]:
+    """A clone that `solver` samples along the flow, and flow times (steps + 1,) as its SIGMAS.
+
+    A stock model stays in sigma_k where that holds the walk: what other nodes have put on it acts as in KSampler.
+    """
+    original = model.get_model_object("model_sampling")
+    if hasattr(original, "diff2flow") or not reaches(flow, times):
+        return as_flow(model, flow), sigma_flow_of(times)
+    return _sampled_by(model, fractional_timesteps(original, flow.alignment)), sigma_k_of(times)
+
+
+def _sampled_by(model: Any, sampling: Any) -> Any:
+    """A clone with that `model_sampling`."""
     clone = model.clone()
-    clone.add_object_patch("model_sampling", flow_model_sampling(flow))
+    clone.add_object_patch("model_sampling", sampling)
     if models.sees_image(clone):
         show_image(clone)
     return clone
@@ -104,10 +121,11 @@ def sampler(function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
 
 def solver(solver: str, rtol: float, atol: float) -> Any:
     """SAMPLER that solves the flow, whatever sigma means for the model that it is given."""
-    return sampler(FlowSampler(solver, rtol, atol, _speaks_flow), {})
+    return sampler(FlowSampler(solver, rtol, atol, speaks_flow), {})
 
 
-def _speaks_flow(denoiser: Any) -> bool:
+def speaks_flow(denoiser: Any) -> bool:
+    """Whether a denoiser counts in sigma_flow."""
     return isinstance(denoiser.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST)
 
 

@@ -87,6 +87,14 @@ class HeadlessHost:
     def as_flow(self, model: Any, flow: FlowParameterization) -> Any:
         return model.as_flow(flow)
 
+    def along(self, model: Any, flow: FlowParameterization, times: Tensor) -> tuple[Any, Tensor]:
+        from ...samplers.parameterization import sigma_flow_of
+
+        return model.as_flow(flow), sigma_flow_of(times)
+
+    def speaks_flow(self, denoiser: Any) -> bool:
+        return denoiser.levels.flow
+
     def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
         from .sampling import Sampler
 
