@@ -39,7 +39,7 @@ class FlowChoice:
         return choose_flow(facts, self.prediction, self.zero_terminal_snr, self.start, self.shift)
 
     def after(self, earlier: FlowChoice | None) -> FlowChoice:
-        """This choice on a model that another has been made for: prediction and schedule are kept where left to auto."""
+        """This choice on a model that has another already, whose prediction and schedule stay where this says auto."""
         if earlier is None:
             return self
         kept = {
@@ -130,7 +130,7 @@ _WAY_OUT = {
 
 
 def last_trained(facts: ModelFacts) -> Said:
-    """What the last Diff2Flow LoRA applied says; without any, what the checkpoint says; {} for one not trained by us."""
+    """What the last Diff2Flow LoRA applied says, else the checkpoint if Diff2Flow made it, else {}."""
     return next((lora for lora in facts.loras[::-1] if _is_ours(lora)), {})
 
 

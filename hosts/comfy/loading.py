@@ -42,7 +42,7 @@ def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
 
 
 def _heed_marks(model: Any, marked: Marks) -> None:
-    """Makes a v model of what ComfyUI loaded as eps though its file is marked as v: it reads the marks of SDXL alone."""
+    """Makes a v model of what is marked as v in its file: ComfyUI reads the marks of SDXL files alone."""
     base = model.model
     if not marked.v or base.model_type is not comfy.model_base.ModelType.EPS:
         return

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...alignment import NoiseSchedule
 from ...alignment.precision import exact
+from ...samplers.parameterization import LEAST_ALPHAS_CUMPROD
 from ...training.checkpoint_file import Marks, trained_metadata
 from ...training.lora_layers import FullChange
 from ..choice import as_trained, say_once
@@ -201,13 +202,14 @@ def _prediction(sampling: Any) -> str:
 def _schedule(sampling: Any) -> NoiseSchedule:
     """The schedule behind a stock model_sampling, exact where it is Stable Diffusion's own.
 
-    ComfyUI keeps sigma_k = sigma/alpha in float32; alphas_cumprod = 1/(1 + sigma_k²).
+    ComfyUI keeps sigma_k = sigma/alpha in float32; alphas_cumprod = 1/(1 + sigma_k²). With zero terminal SNR the last
+    of them is a stand-in for 0.
     """
     sigmas = exact(_sigma_per_timestep(sampling).detach().cpu())
-    standard = NoiseSchedule.scaled_linear()
-    kept = 1.0 / (1.0 + sigmas**2)
-    if len(kept) == standard.steps and torch.allclose(kept, standard.alphas_cumprod, rtol=1e-5, atol=0.0):
-        return standard
+    standard, kept = NoiseSchedule.scaled_linear(), 1.0 / (1.0 + sigmas**2)
+    for known in (standard, standard.zero_terminal_snr()) if len(kept) == standard.steps else ():
+        if torch.allclose(kept, known.alphas_cumprod, rtol=1e-5, atol=2 * LEAST_ALPHAS_CUMPROD):
+            return known
     return NoiseSchedule.from_alphas_cumprod(kept)
 
 
@@ -234,7 +236,7 @@ def _sigma_per_timestep(sampling: Any) -> Tensor:
 
 def _is_part_of_table(sampling: Any, timesteps: Tensor) -> bool:
     """Whether all timesteps are whole numbers of a table whose ends are known."""
-    whole = torch.equal(timesteps, timesteps.round()) and 0 <= timesteps.min()
+    whole = torch.equal(timesteps, timesteps.round()) and timesteps.min() >= 0
     return whole and hasattr(sampling, "linear_start") and bool(timesteps.max() < sampling.num_timesteps)
 
 

@@ -155,7 +155,7 @@ def _found(model: Any) -> Iterator[Said]:
 
 
 def _left_by_host(model: Any) -> Iterator[Said]:
-    """What ComfyUI says of the LoRA loaded last, where that is not to be found in a file; else the log says what to do."""
+    """What ComfyUI says of the LoRA loaded last, which no file was found of; else the log says what to do."""
     stock = model.attachments.get(_STOCK_LORA)
     if isinstance(stock, Mapping) and "diff2flow.version" in stock:
         yield stock

@@ -43,7 +43,7 @@ class CheckpointLoaderSimple:
         base = loaded[0].base
         if base.layout.family == "SD1" and base.prediction == "v":
             logger.warning(
-                "'%s' is an SD1.x checkpoint marked as v prediction. ComfyUI's own nodes take it for eps: there, load it"
+                "'%s' is an SD1.x checkpoint marked as v prediction. ComfyUI's own nodes take it for eps: load it there"
                 " by Diff2Flow Checkpoint Loader, or put ModelSamplingDiscrete (v_prediction) behind Load Checkpoint",
                 ckpt_name,
             )

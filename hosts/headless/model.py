@@ -103,7 +103,7 @@ class Model:
         return replace(self, fixed=flow, choice=None)
 
     def as_chosen_flow(self, choice: FlowChoice) -> Model:
-        """A clone that is sampled in sigma_flow, along the flow that its LoRAs were trained for when it is asked for."""
+        """A clone that is sampled in sigma_flow; what the choice leaves open follows from the LoRAs on it."""
         clone = replace(self, fixed=None, choice=choice.after(self.choice))
         clone.flow  # noqa: B018  (raises what cannot be)
         return clone
