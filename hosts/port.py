@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # the headless command line reports a wrong workflow before i
     from ..samplers.parameterization import FlowParameterization
     from ..training.checkpoint_file import StoredTensor
     from ..training.port import Backbone, Progress
+    from .choice import FlowChoice
+
+Said = Mapping[str, str]
+"""Metadata of a file: what it says of itself."""
 
 FOLDERS = ("checkpoints", "loras", "datasets", "metrics", "input", "output", "temp")
 
@@ -41,6 +45,7 @@ class ModelFacts:
         loras: metadata of the Diff2Flow LoRAs applied, in the order they were applied.
         sees_image: whether a LoRA has widened the first convolution, so that the network looks at an image (depth).
             Its latent is the option "concat_latent_image" of the conditioning, in the autoencoder's own scale.
+        base_name: of the checkpoint's file in the folder "checkpoints"; "" where that is unknown.
     """
 
     family: str
@@ -48,8 +53,9 @@ class ModelFacts:
     schedule: NoiseSchedule
     in_channels: int
     flow: FlowParameterization | None = None
-    loras: tuple[Mapping[str, str], ...] = field(default=())
+    loras: tuple[Said, ...] = field(default=())
     sees_image: bool = False
+    base_name: str = ""
 
 
 class Host(Protocol):
@@ -94,6 +100,13 @@ class Host(Protocol):
 
     def speaks_flow(self, denoiser: Any) -> bool:
         """Whether a denoiser, as SAMPLER functions get it, counts in sigma_flow; else in sigma_k."""
+
+    def as_chosen_flow(self, model: Any, choice: FlowChoice) -> Any:
+        """A clone that is sampled as a flow model in sigma_flow; which flow that is, is found when sampling begins.
+
+        The LoRAs that are then on the model count, whether they came before or after. Raises what `FlowChoice.flow`
+        raises of the LoRAs that are there already.
+        """
 
     def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
         """SAMPLER of a k-diffusion style function (denoiser, x, sigmas, extra_args, callback, disable, **options)."""

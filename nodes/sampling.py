@@ -6,7 +6,7 @@ from typing import Any
 
 from ..hosts import current
 from ..hosts.checks import require_finite_latent, require_text_to_image
-from ..hosts.choice import PREDICTIONS, START_CHOICES, SWITCH, choose_flow, flow_of
+from ..hosts.choice import PREDICTIONS, START_CHOICES, SWITCH, FlowChoice, flow_of
 from ..samplers import SHAPES, SOLVERS
 from .errors import names_node
 from .widgets import choice, count, number, seed
@@ -97,9 +97,7 @@ class Diff2FlowModel:
 
     @names_node("Diff2Flow Model")
     def patch(self, model: Any, prediction: str, zero_terminal_snr: str, start: str, shift: float) -> tuple[Any]:
-        host = current()
-        flow = choose_flow(host.facts(model), prediction, zero_terminal_snr, start, shift)
-        return (host.as_flow(model, flow),)
+        return (current().as_chosen_flow(model, FlowChoice(prediction, zero_terminal_snr, start, shift)),)
 
 
 class Diff2FlowSampler:

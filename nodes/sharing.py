@@ -204,11 +204,10 @@ def _markers(facts: ModelFacts) -> dict[str, Any]:
     """Tensors without values by which loaders tell v prediction and zero terminal SNR."""
     import torch
 
-    from ..training.checkpoint_file import StoredTensor
+    from ..training.checkpoint_file import StoredTensor, mark_names
 
     alignment = flow_of(facts).alignment
-    names = ["v_pred"] if alignment.prediction == "v" else []
-    names += ["ztsnr"] if alignment.schedule.is_zero_terminal_snr else []
+    names = mark_names(alignment.prediction == "v", alignment.schedule.is_zero_terminal_snr)
     return {name: StoredTensor.of(torch.zeros(0)) for name in names}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +12,10 @@ from ..alignment import Alignment, NaiveFlow
 from .grids import time_grid
 
 STARTS = ("noise", "terminal")
+LEAST_ALPHAS_CUMPROD = 4.8973451890853435e-08
+"""What ComfyUI writes for the last timestep of a zero-terminal-SNR schedule, where sigma_k would be infinite."""
+_LEAST_TIME = math.sqrt(LEAST_ALPHAS_CUMPROD) / (math.sqrt(LEAST_ALPHAS_CUMPROD) + math.sqrt(1 - LEAST_ALPHAS_CUMPROD))
+"""Its flow time."""
 
 
 def sigma_flow_of(times: Tensor) -> Tensor:
@@ -78,10 +83,11 @@ class FlowParameterization:
     def sigmas_k(self, steps: int, shape: str = "uniform", denoise: float = 1.0) -> Tensor:
         """The same grid for a stock eps or v model: sigma_k = (1 - t)/t, (steps + 1,) float32, ending with 0.
 
-        A stock model knows no time before t_min: with start "noise" the grid begins at t_min all the same.
+        A stock model knows no time before t_min: with start "noise" the grid begins at t_min all the same. With zero
+        terminal SNR t_min is 0, and the grid begins at the largest sigma_k that ComfyUI has then.
         """
         stock = replace(self, start="terminal")
-        return sigma_k_of(stock.times(steps, shape, denoise))
+        return sigma_k_of(stock.times(steps, shape, denoise).clamp(min=_LEAST_TIME))
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """Network timestep tau (fractional, 0 to T-1) of sigma_flow in [0, 1]."""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from comfy_server import comfy_dir, comfy_python
 
-SCRIPTS = [Path(__file__).with_name(name) for name in ("inside_comfy.py", "inside_comfy_training.py")]
+SCRIPTS = [Path(__file__).with_name(f"inside_comfy{part}.py") for part in ("", "_loras", "_training")]
 CHECKS = [
     (script, check)
     for script in SCRIPTS
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=len(SCRIPTS))
 def results(script: Path) -> dict[str, Any]:
     """All checks of a script, run once."""
     directory = comfy_dir()

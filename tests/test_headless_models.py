@@ -18,6 +18,7 @@ from diff2flow_nodes.hosts.headless.tokens import tokenize
 from diff2flow_nodes.hosts.headless.unet_layout import UnetLayout
 from diff2flow_nodes.samplers.parameterization import FlowParameterization
 from diff2flow_nodes.tests.headless_fixtures import make_checkpoint, unet_weights
+from diff2flow_nodes.training.checkpoint_file import Marks
 
 torch.set_num_threads(1)  # tiny networks: on a busy machine more threads only wait for each other
 
@@ -117,7 +118,7 @@ def test_v_prediction_of_sd2_is_told_by_its_biases():
     def prediction(spread, channels=4):
         unet = ldm_layout.unet_to_ldm(unet_weights("SD2", (32,) * 4, (True,) * 4, channels), blocks=1)
         unet["output_blocks.11.1.transformer_blocks.0.norm1.bias"] = torch.tensor([-1.0, 1.0]) * spread
-        return checkpoint._prediction(unet, {}, UnetLayout(unet, "x"))
+        return checkpoint._prediction(unet, Marks(), UnetLayout(unet, "x"))
 
     assert [prediction(0.1), prediction(0.08), prediction(0.1, channels=9)] == ["v", "eps", "eps"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,10 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BLOCK = 1 << 22
 _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", "format")
 _HEADER_LIMIT = 100_000_000
+V_MARK, SNR_MARK = "v_pred", "ztsnr"
+_UNET = "model.diffusion_model."
+"""Before those names in some files."""
+_V_METADATA = ("diff2flow.prediction", "modelspec.predict_key", "modelspec.prediction_type")
 
 
 @dataclass(frozen=True)
@@ -158,15 +162,52 @@ def read_contents(path: Path) -> SafetensorsFile:
         ) from error
 
 
+def contents_if_readable(path: Path) -> SafetensorsFile | None:
+    """The table of contents; None for a broken file and for one of another format."""
+    if path.suffix.lower() not in (".safetensors", ".sft"):
+        return None
+    try:
+        return read_contents(path)
+    except ValueError:
+        return None
+
+
 def trained_metadata(path: Path) -> dict[str, str]:
     """Metadata of a checkpoint that was trained by Diff2Flow; empty for every other file, a broken one as well."""
-    if path.suffix.lower() != ".safetensors":
-        return {}
-    try:
-        metadata = dict(read_contents(path).metadata)
-    except ValueError:
-        return {}
-    return metadata if "diff2flow.version" in metadata else {}
+    contents = contents_if_readable(path)
+    return dict(contents.metadata) if contents and "diff2flow.version" in contents.metadata else {}
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a checkpoint file says of how its network predicts, beside its weights.
+
+    Args:
+        v: v prediction.
+        zero_terminal_snr: a schedule rescaled so; it counts for v models only.
+    """
+
+    v: bool = False
+    zero_terminal_snr: bool = False
+
+
+def marks(keys: Collection[str], metadata: Mapping[str, str]) -> Marks:
+    """The marks of a checkpoint, by the tensors without values `v_pred` and `ztsnr`, or by its metadata.
+
+    Metadata is Diff2Flow's own, ComfyUI's `modelspec.predict_key` and the standard's `modelspec.prediction_type`.
+    """
+    v = _has(keys, V_MARK) or any(metadata.get(key) == "v" for key in _V_METADATA)
+    zero = _has(keys, SNR_MARK) or metadata.get("diff2flow.zero_terminal_snr") == "true"
+    return Marks(v, zero)
+
+
+def _has(keys: Collection[str], mark: str) -> bool:
+    return mark in keys or _UNET + mark in keys
+
+
+def mark_names(v: bool, zero_terminal_snr: bool) -> list[str]:
+    """Names of the tensors without values that mark such a network."""
+    return [V_MARK] * v + [SNR_MARK] * zero_terminal_snr
 
 
 def require_base(backbone: Backbone) -> None:

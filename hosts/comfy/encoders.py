@@ -55,7 +55,8 @@ def _sampling(patcher: Any) -> dict[str, Tensor]:
     """Tables of a MODEL's own sampling: in the network that clones share, that of the clone sampled last may stand."""
     if not hasattr(patcher.model, _SAMPLING):
         return {}
-    tables = patcher.get_model_object(_SAMPLING).state_dict()
+    sampling = patcher.get_model_object(_SAMPLING)
+    tables = {**sampling.state_dict(), "sigmas": sampling.sigmas}  # those of a chosen flow are no buffer
     return {f"{_SAMPLING}.{name}": table for name, table in tables.items()}
 
 

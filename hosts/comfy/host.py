@@ -12,8 +12,9 @@ from torch import Tensor
 from ...samplers.parameterization import FlowParameterization
 from ...training.checkpoint_file import StoredTensor
 from ...training.port import Backbone, Progress
+from ..choice import FlowChoice
 from ..port import ModelFacts
-from . import encoders, folders, loading, models, progress, sampling, saving, training
+from . import chosen_flow, encoders, folders, loading, models, progress, sampling, saving, training
 
 
 class ComfyHost:
@@ -49,6 +50,9 @@ class ComfyHost:
 
     def speaks_flow(self, denoiser: Any) -> bool:
         return sampling.speaks_flow(denoiser)
+
+    def as_chosen_flow(self, model: Any, choice: FlowChoice) -> Any:
+        return chosen_flow.as_chosen_flow(model, choice)
 
     def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
         return sampling.sampler(function, options)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
+import comfy.model_base
 import comfy.sd
 import folder_paths
 from torch import Tensor
 
-from ...training.checkpoint_file import trained_metadata
+from ...training.checkpoint_file import Marks, trained_metadata
 from ..lora_fit import require_fit
 from ..port import HostError
-from . import folders, models
+from . import folders, models, recognition
 from .image_input import show_image
-
-BASE = "diff2flow.base"
-"""Attachment of a ModelPatcher: name of the checkpoint it was loaded from."""
 
 
 def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
@@ -38,11 +36,35 @@ def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
         raise HostError(
             f"the checkpoint '{name}' has no {'text encoder' if model else 'UNet'}; choose a full checkpoint"
         )
-    model.set_attachments(BASE, name)
-    trained = trained_metadata(path)
-    if trained:
-        model.set_attachments(models.LORAS, (trained,))
+    recognition.note_checkpoint(model, name, trained_metadata(path))
+    _heed_marks(model, recognition.marks_of(path))
     return model, clip, vae
+
+
+def _heed_marks(model: Any, marked: Marks) -> None:
+    """Makes a v model of what is marked as v in its file: ComfyUI reads the marks of SDXL files alone."""
+    base = model.model
+    if not marked.v or base.model_type is not comfy.model_base.ModelType.EPS:
+        return
+    _make_v(model, marked.zero_terminal_snr)
+    init = getattr(model, "cached_patcher_init", None)
+    if init is not None:
+        model.cached_patcher_init = (_reloaded_as_v, (*init[1][:1], init, marked.zero_terminal_snr))
+
+
+def _make_v(model: Any, zero_terminal_snr: bool) -> None:
+    base = model.model
+    base.model_config.sampling_settings["zsnr"] = zero_terminal_snr
+    base.model_type = comfy.model_base.ModelType.V_PREDICTION
+    base.model_sampling = comfy.model_base.model_sampling(base.model_config, base.model_type)
+
+
+def _reloaded_as_v(path: str, init: Sequence[Any], zero_terminal_snr: bool, **options: Any) -> Any:
+    """ComfyUI's own way to load the model a second time (`cached_patcher_init`), with the marks heeded again."""
+    loaded = init[0](*init[1], **options)
+    model = loaded[init[2]] if len(init) > 2 else loaded
+    _make_v(model, zero_terminal_snr)
+    return model
 
 
 def apply_lora(
@@ -59,8 +81,7 @@ def apply_lora(
             f" '{next(iter(state), '')}'); choose a LoRA trained for {models.family(model)}"
         )
     new_model, new_clip = comfy.sd.load_lora_for_models(model, clip, dict(state), strength, strength)
-    if metadata is not None:
-        new_model.set_attachments(models.LORAS, (*model.attachments.get(models.LORAS, ()), dict(metadata)))
+    recognition.note_lora(new_model, model, None if metadata is None else dict(metadata))
     if models.sees_image(new_model):
         show_image(new_model)
     return new_model, new_clip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_sampling
@@ -12,14 +12,12 @@ from torch import Tensor
 
 from ...alignment import NoiseSchedule
 from ...alignment.precision import exact
+from ...samplers.parameterization import LEAST_ALPHAS_CUMPROD
+from ...training.checkpoint_file import Marks, trained_metadata
 from ...training.lora_layers import FullChange
-from ..port import HostError, ModelFacts
-
-LORAS = "diff2flow.loras"
-"""Attachment of a ModelPatcher: metadata of the Diff2Flow LoRAs applied."""
-
-_STOCK_LORA = "lora_metadata"
-"""Attachment under which newer versions' own LoraLoader leaves a LoRA's metadata."""
+from ..choice import as_trained, say_once
+from ..port import HostError, ModelFacts, Said
+from . import recognition
 
 _PREDICTIONS = (
     (comfy.model_sampling.V_PREDICTION, "v"),
@@ -61,16 +59,61 @@ def facts(model: Any) -> ModelFacts:
     """
     sampling = model.get_model_object("model_sampling")
     flow = getattr(sampling, "diff2flow", None)
-    family_name = family(model)
+    if flow is None:
+        return stock_facts(model, sampling, is_patched(model))
     return ModelFacts(
-        family=family_name,
-        prediction=flow.alignment.prediction if flow else _prediction(sampling),
-        schedule=flow.alignment.schedule if flow else _schedule(sampling),
-        in_channels=in_channels(model),
+        family=_family(model),
+        prediction=flow.alignment.prediction,
+        schedule=flow.alignment.schedule,
         flow=flow,
-        loras=_loras(model),
-        sees_image=sees_image(model),
+        **_whatever_the_sampling(model),
     )
+
+
+def stock_facts(model: Any, sampling: Any, by_node: bool) -> ModelFacts:
+    """Facts of a ModelPatcher that is sampled by a stock `model_sampling`.
+
+    Args:
+        by_node: whether a node put that in place.
+
+    Raises:
+        HostError: as `facts`.
+    """
+    family_name = _family(model, sampling)
+    _require_discrete(sampling, family_name, by_node)
+    said = ModelFacts(
+        family=family_name,
+        prediction=_prediction(sampling),
+        schedule=_schedule(sampling),
+        **_whatever_the_sampling(model),
+    )
+    return as_trained(said if by_node else _as_marked(model, said), by_node)
+
+
+def _whatever_the_sampling(model: Any) -> dict[str, Any]:
+    """Facts that do not depend on how the model is sampled."""
+    path = recognition.checkpoint_of(model)
+    return {
+        "in_channels": in_channels(model),
+        "loras": _loras(model),
+        "sees_image": sees_image(model),
+        "base_name": recognition.checkpoint_name(path) if path else "",
+    }
+
+
+def _as_marked(model: Any, said: ModelFacts) -> ModelFacts:
+    """The facts with the marks of the checkpoint's file, which ComfyUI reads of SDXL files only."""
+    path = recognition.checkpoint_of(model)
+    marked = recognition.marks_of(path) if path else Marks()
+    if said.prediction == "v" or not marked.v:
+        return said
+    say_once(
+        f"ComfyUI takes '{recognition.checkpoint_name(path)}' for an eps model, though the file is marked as v"
+        " prediction. Diff2Flow's nodes sample and train it as v; for ComfyUI's own samplers load it by Diff2Flow"
+        " Checkpoint Loader, or put ModelSamplingDiscrete (v_prediction) behind its loader"
+    )
+    schedule = said.schedule.switched("on" if marked.zero_terminal_snr else "auto")
+    return replace(said, prediction="v", schedule=schedule)
 
 
 def sees_image(model: Any) -> bool:
@@ -94,27 +137,32 @@ def in_channels(model: Any) -> int:
 
 
 def family(model: Any) -> str:
-    """ "SD1", "SD2" or "SDXL"; HostError naming the model's class otherwise."""
+    """ "SD1", "SD2" or "SDXL"; HostError naming the model's class otherwise, or the node that replaced its noise."""
+    sampling = model.get_model_object("model_sampling")
+    name = _family(model, sampling)
+    if getattr(sampling, "diff2flow", None) is None:
+        _require_discrete(sampling, name, is_patched(model))
+    return name
+
+
+def _family(model: Any, sampling: Any = None) -> str:
     base = model.model
     config = getattr(base.model_config, "unet_config", {})
     network = base.diffusion_model
     known = _FAMILY_BY_CONTEXT.get(config.get("context_dim"))
     if type(network) is UNetModel and known:
-        _require_discrete(model, known)
         return known
     raise HostError(
         f"the model is a {type(base).__name__} ({type(base.model_config).__name__}), which Diff2Flow cannot convert:"
-        " it takes Stable Diffusion 1.x, 2.x and SDXL checkpoints"
-        + (_FLOW_ALREADY if _is_flow(model.get_model_object("model_sampling")) else "")
+        " it takes Stable Diffusion 1.x, 2.x and SDXL checkpoints" + (_FLOW_ALREADY if _is_flow(sampling) else "")
     )
 
 
-def _require_discrete(model: Any, family_name: str) -> None:
+def _require_discrete(sampling: Any, family_name: str, by_node: bool) -> None:
     """HostError where a model of a known family is sampled by something else than a table of timesteps."""
-    sampling = model.get_model_object("model_sampling")
-    if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete) or hasattr(sampling, "diff2flow"):
+    if isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
         return
-    if _is_patched(model):
+    if by_node:
         raise HostError(f"{_in_front(sampling)} gives this {family_name} model other noise levels than {_TAKE_IT_OUT}")
     raise HostError(
         f"this {family_name} checkpoint is sampled by {_kind(sampling)}, not by the noise levels of Stable Diffusion;"
@@ -122,7 +170,7 @@ def _require_discrete(model: Any, family_name: str) -> None:
     )
 
 
-def _is_patched(model: Any) -> bool:
+def is_patched(model: Any) -> bool:
     """Whether a node has replaced the checkpoint's own model sampling."""
     return "model_sampling" in model.object_patches
 
@@ -154,13 +202,14 @@ def _prediction(sampling: Any) -> str:
 def _schedule(sampling: Any) -> NoiseSchedule:
     """The schedule behind a stock model_sampling, exact where it is Stable Diffusion's own.
 
-    ComfyUI keeps sigma_k = sigma/alpha in float32; alphas_cumprod = 1/(1 + sigma_k²).
+    ComfyUI keeps sigma_k = sigma/alpha in float32; alphas_cumprod = 1/(1 + sigma_k²). With zero terminal SNR the last
+    of them is a stand-in for 0.
     """
     sigmas = exact(_sigma_per_timestep(sampling).detach().cpu())
-    standard = NoiseSchedule.scaled_linear()
-    kept = 1.0 / (1.0 + sigmas**2)
-    if len(kept) == standard.steps and torch.allclose(kept, standard.alphas_cumprod, rtol=1e-5, atol=0.0):
-        return standard
+    standard, kept = NoiseSchedule.scaled_linear(), 1.0 / (1.0 + sigmas**2)
+    for known in (standard, standard.zero_terminal_snr()) if len(kept) == standard.steps else ():
+        if torch.allclose(kept, known.alphas_cumprod, rtol=1e-5, atol=2 * LEAST_ALPHAS_CUMPROD):
+            return known
     return NoiseSchedule.from_alphas_cumprod(kept)
 
 
@@ -187,7 +236,7 @@ def _sigma_per_timestep(sampling: Any) -> Tensor:
 
 def _is_part_of_table(sampling: Any, timesteps: Tensor) -> bool:
     """Whether all timesteps are whole numbers of a table whose ends are known."""
-    whole = torch.equal(timesteps, timesteps.round()) and 0 <= timesteps.min()
+    whole = torch.equal(timesteps, timesteps.round()) and timesteps.min() >= 0
     return whole and hasattr(sampling, "linear_start") and bool(timesteps.max() < sampling.num_timesteps)
 
 
@@ -199,9 +248,11 @@ def _made_anew(sampling: Any, betas: str) -> Tensor:
     return whole.sigmas
 
 
-def _loras(model: Any) -> tuple[Mapping[str, str], ...]:
-    own = tuple(model.attachments.get(LORAS, ()))
-    stock = model.attachments.get(_STOCK_LORA)
-    if isinstance(stock, Mapping) and "diff2flow.version" in stock and stock not in own:
-        return (*own, stock)
-    return own
+def _loras(model: Any) -> tuple[Said, ...]:
+    """Metadata of the checkpoint, if Diff2Flow made it, and of the LoRAs on the model that say what they are."""
+    found = recognition.loras_on(model)
+    if recognition.was_noted(model):
+        return found
+    path = recognition.checkpoint_of(model)
+    checkpoint = trained_metadata(path) if path else {}
+    return (checkpoint, *found) if checkpoint else found

@@ -23,7 +23,8 @@ from . import models
 from .image_input import show_image
 from .stock_clock import fractional_timesteps, reaches
 
-_TABLE = 1000
+TABLE = 1000
+"""Entries of the table of sigmas that schedulers choose from."""
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
@@ -45,7 +46,7 @@ class FlowModelSampling(comfy.model_sampling.CONST, torch.nn.Module):
         """Sets the time shift; `multiplier` is kept for ComfyUI, the timestep does not depend on it."""
         self.shift, self.multiplier = shift, multiplier
         self.diff2flow = replace(self.diff2flow, shift=shift)
-        self.register_buffer("sigmas", self.diff2flow.sigmas(_TABLE)[:-1].flip(0))
+        self.register_buffer("sigmas", self.diff2flow.sigmas(TABLE)[:-1].flip(0))
 
     @property
     def sigma_min(self) -> Tensor:

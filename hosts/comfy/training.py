@@ -11,7 +11,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy.ldm.modules import attention
 from comfy.patcher_extension import PatcherInjection
@@ -22,7 +21,7 @@ from ...training.conditioning import beside_image
 from ...training.insertion import Insertion
 from ...training.memory import give_back
 from ..port import HostError
-from . import loading, models, sampling
+from . import models, recognition, sampling
 from .text_training import ComfyText
 
 _PREFIX = "model.diffusion_model."
@@ -49,10 +48,9 @@ class ComfyBackbone:
         self.family, self.prediction, self.schedule = facts.family, facts.prediction, facts.schedule
         self.device = patcher.load_device
         self.dtype = self._native = self._base.manual_cast_dtype or self._base.get_dtype()
-        self.base_name = patcher.attachments.get(loading.BASE, "")
-        path = folder_paths.get_full_path("checkpoints", self.base_name) if self.base_name else None
-        self.base_path = Path(path) if path else None
-        self.base_hash = _file_hash(path, Path(path).stat().st_mtime_ns) if path else ""
+        self.base_name = facts.base_name
+        self.base_path = path = recognition.checkpoint_of(patcher)
+        self.base_hash = _file_hash(str(path), path.stat().st_mtime_ns) if path else ""
         self.text = text
         self._own_attention = own_attention or _chosen_attention()
 

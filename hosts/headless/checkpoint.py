@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...alignment import NoiseSchedule
+from ...training.checkpoint_file import Marks, contents_if_readable, marks
 from ..port import HostError
 from .autoencoder import Autoencoder, read_autoencoder
 from .model import Base, Model
@@ -44,12 +45,14 @@ def load_checkpoint(
         raise HostError(f"'{name}' is {family_of_keys(state)}: headless runs {RUNS} in a single file")
     layout = UnetLayout(unet, name)
     _refuse_other_noise(state, name)
+    marked = _marks(path, state)
+    prediction = _prediction(unet, marked, layout)
     module = _build_unet(unet, layout, name, device)
     base = Base(
         weights=Weights(module),
         layout=layout,
-        prediction=_prediction(unet, state, layout),
-        schedule=_schedule(state, layout),
+        prediction=prediction,
+        schedule=_schedule(prediction, marked),
         path=path,
         name=name,
         device=device,
@@ -147,9 +150,14 @@ def _refuse_other_noise(state: Mapping[str, Tensor], name: str) -> None:
             )
 
 
-def _prediction(unet: Mapping[str, Tensor], state: Mapping[str, Tensor], layout: UnetLayout) -> str:
-    """ "v" for a file with the marker `v_pred` and for SD2 networks whose biases say so, else "eps"."""
-    if "v_pred" in state or f"{PREFIX}v_pred" in state:
+def _marks(path: Path, state: Mapping[str, Tensor]) -> Marks:
+    contents = contents_if_readable(path)
+    return marks(state.keys(), contents.metadata if contents else {})
+
+
+def _prediction(unet: Mapping[str, Tensor], marked: Marks, layout: UnetLayout) -> str:
+    """ "v" for a file that is marked so and for SD2 networks whose biases say so, else "eps"."""
+    if marked.v:
         return "v"
     bias = unet.get(_V_BIAS)
     if layout.family == "SD2" and layout.config["in_channels"] == 4 and bias is not None:
@@ -157,10 +165,7 @@ def _prediction(unet: Mapping[str, Tensor], state: Mapping[str, Tensor], layout:
     return "eps"
 
 
-def _schedule(state: Mapping[str, Tensor], layout: UnetLayout) -> NoiseSchedule:
-    """Zero terminal SNR where the marker `ztsnr` says so; of SDXL files ComfyUI heeds it beside `v_pred` only."""
+def _schedule(prediction: str, marked: Marks) -> NoiseSchedule:
+    """Zero terminal SNR where a v model is marked so; as in ComfyUI, the mark says nothing of an eps model."""
     schedule = NoiseSchedule.scaled_linear()
-    marked = "ztsnr" in state or f"{PREFIX}ztsnr" in state
-    if layout.family == "SDXL" and "v_pred" not in state:
-        marked = False
-    return schedule.zero_terminal_snr() if marked else schedule
+    return schedule.zero_terminal_snr() if prediction == "v" and marked.zero_terminal_snr else schedule

@@ -5,12 +5,15 @@ VALIDATE_INPUTS is given the inputs that are values; those that are links have t
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from .. import current
 from ..port import HostError
 from .workflow import closest
+
+logger = logging.getLogger(__name__)
 
 SAMPLERS = ["euler"]
 SCHEDULERS = ["simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal"]
@@ -36,7 +39,15 @@ class CheckpointLoaderSimple:
         return {"required": {"ckpt_name": (current().names("checkpoints"),)}}
 
     def load(self, ckpt_name: str) -> tuple[Any, Any, Any]:
-        return current().load_checkpoint(ckpt_name)
+        loaded = current().load_checkpoint(ckpt_name)
+        base = loaded[0].base
+        if base.layout.family == "SD1" and base.prediction == "v":
+            logger.warning(
+                "'%s' is an SD1.x checkpoint marked as v prediction. ComfyUI's own nodes take it for eps: load it there"
+                " by Diff2Flow Checkpoint Loader, or put ModelSamplingDiscrete (v_prediction) behind Load Checkpoint",
+                ckpt_name,
+            )
+        return loaded
 
 
 class LoraLoader:
@@ -53,12 +64,13 @@ class LoraLoader:
     def load(
         self, model: Any, clip: Any, lora_name: str, strength_model: float, strength_clip: float
     ) -> tuple[Any, Any]:
-        from .lora import apply_lora, read_lora
+        from .lora import apply_lora, read_lora, trained_metadata
 
         if strength_model == 0 and strength_clip == 0:
             return model, clip
-        state = read_lora(current().path("loras", lora_name), lora_name)
-        return apply_lora(model, clip, state, (strength_model, strength_clip))
+        path = current().path("loras", lora_name)
+        state = read_lora(path, lora_name)
+        return apply_lora(model, clip, state, (strength_model, strength_clip), trained_metadata(path))
 
 
 class LoraLoaderModelOnly(LoraLoader):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ...samplers.parameterization import FlowParameterization
     from ...training.checkpoint_file import StoredTensor
     from ...training.port import Backbone, Progress
+    from ..choice import FlowChoice
     from ..port import ModelFacts
 
 
@@ -94,6 +95,9 @@ class HeadlessHost:
 
     def speaks_flow(self, denoiser: Any) -> bool:
         return denoiser.levels.flow
+
+    def as_chosen_flow(self, model: Any, choice: FlowChoice) -> Any:
+        return model.as_chosen_flow(choice)
 
     def sampler(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> Any:
         from .sampling import Sampler

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ...training import checkpoint_file
 from ..lora_fit import layers_of, require_fit
 from ..port import HostError
 from .checkpoint import read_weights
@@ -33,6 +34,11 @@ _READ = (".lora_down.weight", ".lora_up.weight", ".alpha", ".diff", ".diff_b", "
 def read_lora(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of a LoRA file; HostError naming it if it cannot be read."""
     return read_weights(path, name)
+
+
+def trained_metadata(path: Path) -> dict[str, str] | None:
+    """Metadata of a LoRA that Diff2Flow trained; None for every other file."""
+    return checkpoint_file.trained_metadata(path) or None
 
 
 def apply_lora(

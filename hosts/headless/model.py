@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...alignment import NoiseSchedule
 from ...files import sha256_of
 from ...samplers.parameterization import FlowParameterization
+from ..choice import FlowChoice, as_trained
 from ..port import ModelFacts
 from .unet_layout import UnetLayout
 from .weights import Patch, Weights
@@ -79,12 +80,18 @@ class Base:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A UNet with patches, sampled as a stock model or, where `flow` is set, as a flow."""
+    """A UNet with patches, sampled as a stock model or, where `flow` says so, as a flow.
+
+    Args:
+        fixed: the flow, where it is certain.
+        choice: what the user chose of it, where the LoRAs decide the rest.
+    """
 
     base: Base
     patches: tuple[Patch, ...] = ()
     loras: tuple[Mapping[str, str], ...] = ()
-    flow: FlowParameterization | None = None
+    fixed: FlowParameterization | None = None
+    choice: FlowChoice | None = None
 
     def with_patches(self, patches: tuple[Patch, ...], metadata: Mapping[str, str] | None = None) -> Model:
         """A clone with more patches, and the metadata of the LoRA they came from."""
@@ -93,21 +100,40 @@ class Model:
 
     def as_flow(self, flow: FlowParameterization) -> Model:
         """A clone that is sampled in sigma_flow."""
-        return replace(self, flow=flow)
+        return replace(self, fixed=flow, choice=None)
+
+    def as_chosen_flow(self, choice: FlowChoice) -> Model:
+        """A clone that is sampled in sigma_flow; what the choice leaves open follows from the LoRAs on it."""
+        clone = replace(self, fixed=None, choice=choice.after(self.choice))
+        clone.flow  # noqa: B018  (raises what cannot be)
+        return clone
+
+    @cached_property
+    def flow(self) -> FlowParameterization | None:
+        """The flow that the model is sampled along, None for a stock model."""
+        return self.choice.flow(self._stock_facts) if self.choice else self.fixed
 
     @property
     def facts(self) -> ModelFacts:
         """What the model is, as it is sampled now."""
-        alignment = self.flow.alignment if self.flow else None
-        return ModelFacts(
+        if self.flow is None:
+            return self._stock_facts
+        alignment = self.flow.alignment
+        return replace(self._stock_facts, prediction=alignment.prediction, schedule=alignment.schedule, flow=self.flow)
+
+    @property
+    def _stock_facts(self) -> ModelFacts:
+        """What it is without a flow."""
+        facts = ModelFacts(
             family=self.base.layout.family,
-            prediction=alignment.prediction if alignment else self.base.prediction,
-            schedule=alignment.schedule if alignment else self.base.schedule,
+            prediction=self.base.prediction,
+            schedule=self.base.schedule,
             in_channels=self._in_channels,
-            flow=self.flow,
             loras=self.loras,
             sees_image=self.sees_image,
+            base_name=self.base.name,
         )
+        return as_trained(facts)
 
     @property
     def sees_image(self) -> bool:

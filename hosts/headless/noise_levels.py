@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from ...alignment import NoiseSchedule
-from ...samplers.parameterization import FlowParameterization
+from ...samplers.parameterization import LEAST_ALPHAS_CUMPROD, FlowParameterization
 from .model import Model
 
 _TABLE = 1000
-_COMFY_TERMINAL = 4.8973451890853435e-08
-"""alphas_cumprod[-1] that ComfyUI writes for a zero-terminal-SNR schedule, where sigma_k would be infinite."""
 
 
 class NoiseLevels(Protocol):
@@ -66,7 +64,7 @@ class StockLevels:
     flow = False
 
     def __init__(self, schedule: NoiseSchedule, prediction: str) -> None:
-        kept = schedule.alphas_cumprod.clamp(min=_COMFY_TERMINAL)
+        kept = schedule.alphas_cumprod.clamp(min=LEAST_ALPHAS_CUMPROD)
         sigmas = ((1.0 - kept) / kept).sqrt()
         self.sigmas, self._logs, self._prediction = sigmas.float(), sigmas.log().float(), prediction
         self._on_device = self._logs

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...training.checkpoint_file import StoredTensor, stored_tensors
+from ...training.checkpoint_file import SNR_MARK, V_MARK, StoredTensor, stored_tensors
 from ..port import HostError
 from .autoencoder import PREFIX as VAE_PREFIX
 from .autoencoder import Autoencoder
@@ -19,7 +19,7 @@ from .towers import Kind
 from .unet_layout import PREFIX
 from .weights import Patch
 
-MARKERS = ("v_pred", "ztsnr", f"{PREFIX}v_pred", f"{PREFIX}ztsnr")
+MARKERS = (V_MARK, SNR_MARK, f"{PREFIX}{V_MARK}", f"{PREFIX}{SNR_MARK}")
 """Keys without values that say how a network predicts."""
 _TEXT_PREFIXES = ("cond_stage_model.", "conditioner.")
 _AVERAGE = "model_ema."
