@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from comfy_server import comfy_dir, comfy_python
 
-SCRIPTS = [Path(__file__).with_name(name) for name in ("inside_comfy.py", "inside_comfy_training.py")]
+NAMES = ("inside_comfy", "inside_comfy_training", "inside_comfy_identity")
+SCRIPTS = [Path(__file__).with_name(f"{name}.py") for name in NAMES]
 CHECKS = [
     (script, check)
     for script in SCRIPTS
