@@ -88,7 +88,7 @@ class _Story:
             self._kinds.clear()
             self.pictures.clear()
             self._steps = _Steps()
-        for kind in (*_ENDS, "saved", "phase", "status"):
+        for kind in (*_ENDS, "saved", "phase", "status", "note"):
             self._kinds.pop(kind, None)
         self.name, self.running, self.command = name, True, ""
 

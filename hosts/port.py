@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the headless command line reports a wrong workflow before i
     from ..alignment import NoiseSchedule
     from ..samplers.parameterization import FlowParameterization
     from ..training.checkpoint_file import StoredTensor
+    from ..training.identity import Identity
     from ..training.port import Backbone, Progress
     from .choice import FlowChoice
 
@@ -72,6 +73,9 @@ class Host(Protocol):
 
     def folder(self, kind: str) -> Path:
         """The folder of that kind that may be written to; made if it is missing."""
+
+    def inversions_state(self) -> str:
+        """A string that changes when a file of a textual inversion is added, removed or changed."""
 
     # loading
     def load_checkpoint(self, name: str) -> tuple[Any, Any, Any]:
@@ -134,14 +138,17 @@ class Host(Protocol):
     def encode_text(self, clip: Any, text: str) -> Any:
         """CONDITIONING of a prompt."""
 
+    def inversions(self, clip: Any, names: Sequence[str]) -> dict[str, str]:
+        """Names of textual inversions -> digests of the files of those that "embedding:name" finds for this CLIP."""
+
     def encode_image(self, vae: Any, image: Tensor) -> Tensor:
         """Latents (B, C, H/8, W/8) of an IMAGE (B, H, W, 3), in the autoencoder's own scale."""
 
     def decode_image(self, vae: Any, latent: Tensor) -> Tensor:
         """IMAGE (B, H, W, 3) of latents (B, C, h, w) in the autoencoder's own scale."""
 
-    def fingerprint(self, thing: Any) -> str:
-        """Hex digest that tells two CLIPs, VAEs or MODELs with different weights apart; cheap (samples the weights)."""
+    def fingerprint(self, thing: Any) -> Identity:
+        """What tells two CLIPs, VAEs or MODELs apart that do not compute the same; cheap (samples the weights)."""
 
     # saving
     def checkpoint(self, model: Any, clip: Any, vae: Any) -> Mapping[str, StoredTensor]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import confined
 from ..hosts import current
 from ..training.buckets import BUCKETINGS, Sizes, parsed_resolutions
+from ..training.captions import EMBEDDING
 from ..training.choices import ALPHAS
 from .errors import names_node
 from .widgets import Widget, choice, count, line, number, switch, text
@@ -30,6 +31,11 @@ _MASK_FLOOR = number(
     "Weight of what a mask leaves out, from 0 (does not count) to 1 (counts in full); 0 to 0.2."
     " Changing it encodes nothing anew.",
     rounding=None,
+)
+_WEIGHTS = switch(
+    False,
+    "Whether round brackets in captions weigh words, as in prompts: (word:1.2). Off: they are letters, as in 'saber (fate)';"
+    " \\( and \\) are letters either way.",
 )
 
 
@@ -60,7 +66,13 @@ class Diff2FlowImageDataset(DatasetNode):
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {"folder": _folder_input(), "vae": VAE, "clip": CLIP, "resolution": resolution_input()},
-            "optional": {**_caption_inputs(), **bucket_inputs(), "flips": _FLIPS, **_mask_inputs()},
+            "optional": {
+                **_caption_inputs(),
+                **bucket_inputs(),
+                "flips": _FLIPS,
+                **_mask_inputs(),
+                "caption_weights": _WEIGHTS,
+            },
         }
 
     @classmethod
@@ -89,11 +101,13 @@ class Diff2FlowImageDataset(DatasetNode):
         flips: bool | None = None,
         alpha: str | None = None,
         mask_floor: float | None = None,
+        caption_weights: bool | None = None,
     ) -> str:
-        """Another string when a file in the folder or its N_name folders was added, removed or changed."""
+        """Another string when a file in the folder or its N_name folders, or a textual inversion, was added, removed or
+        changed."""
         from ..training.folders import folder_state
 
-        return "" if folder is None else folder_state(folder_named(folder))
+        return "" if folder is None else folder_state(folder_named(folder)) + current().inversions_state()
 
     @names_node("Diff2Flow Image Dataset")
     def build(
@@ -112,13 +126,14 @@ class Diff2FlowImageDataset(DatasetNode):
         flips: bool = False,
         alpha: str = "white",
         mask_floor: float = 0.0,
+        caption_weights: bool = False,
     ) -> tuple[Any, str]:
         from ..training.image_folder import FolderSettings, image_dataset
 
         host = current()
         further = parsed_resolutions(resolutions)
         sizes = Sizes(resolution, further, bucketing, bucket_step, max_aspect, no_upscale)
-        settings = FolderSettings(sizes, trigger, default_caption, flips, alpha, mask_floor)
+        settings = FolderSettings(sizes, trigger, default_caption, flips, alpha, mask_floor, caption_weights)
         path = folder_named(folder)
         cache = confined(host.folder("datasets"), folder)
         encoders = encoders_of(host, vae, clip)
@@ -149,6 +164,24 @@ class Diff2FlowImages(DatasetNode):
         except ValueError as error:
             return str(error)
 
+    @classmethod
+    def IS_CHANGED(
+        cls,
+        images: Any = None,
+        captions: str | None = None,
+        vae: Any = None,
+        clip: Any = None,
+        mask: Any = None,
+        repeats: int | None = None,
+        flips: bool | None = None,
+        name: str | None = None,
+        dataset: Any = None,
+        mask_floor: float | None = None,
+        caption_weights: bool | None = None,
+    ) -> str:
+        """Another string when a textual inversion that the captions may name was added, removed or changed."""
+        return inversions_state(captions)
+
     @names_node("Diff2Flow Images")
     def build(
         self,
@@ -162,11 +195,12 @@ class Diff2FlowImages(DatasetNode):
         name: str = "graph_images",
         dataset: Any = None,
         mask_floor: float = 0.0,
+        caption_weights: bool = False,
     ) -> tuple[Any, str]:
         from ..training.image_batch import BatchSettings, batch_dataset
 
         host = current()
-        settings = BatchSettings(name, repeats, flips, mask_floor)
+        settings = BatchSettings(name, repeats, flips, mask_floor, caption_weights)
         made = batch_dataset(
             images,
             captions,
@@ -308,7 +342,13 @@ def _more_batch_inputs() -> dict[str, Any]:
             {"tooltip": "Another dataset, of the same VAE and CLIP, that these images are added to."},
         ),
         "mask_floor": _MASK_FLOOR,
+        "caption_weights": _WEIGHTS,
     }
+
+
+def inversions_state(prompts: str | None) -> str:
+    """A string that changes with the files of textual inversions, where prompts may name one; None: they are linked."""
+    return current().inversions_state() if prompts is None or EMBEDDING in prompts else ""
 
 
 def folder_named(folder: str) -> Path:
@@ -341,4 +381,5 @@ def encoders_of(host: Any, vae: Any, clip: Any) -> Encoders:
     def image(pixels: Any) -> Any:
         return host.encode_image(vae, pixels)
 
-    return Encoders(image, text, host.fingerprint(vae), host.fingerprint(clip))
+    ids = host.fingerprint(vae), host.fingerprint(clip)
+    return Encoders(image, text, *ids, lambda names: host.inversions(clip, names))

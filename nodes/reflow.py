@@ -11,6 +11,7 @@ from ..hosts import current
 from ..hosts.choice import START_CHOICES, flow_of
 from ..samplers import SOLVERS
 from ..training.choices import DAMAGED, PAIR_DTYPES
+from .datasets import inversions_state
 from .errors import names_node
 from .widgets import choice, count, number, seed, text
 
@@ -90,8 +91,9 @@ class Diff2FlowReflowPairs:
         shards: int | None = None,
         damaged: str | None = None,
     ) -> str:
-        """Another string when the file of prompts, or a wildcard file that they name, was changed."""
-        return _prompts(prompts or "", prompts_file or "", ["of a dataset"]).digest()
+        """Another string when the file of prompts, or a wildcard or textual inversion that they name, was changed."""
+        named = _prompts(prompts or "", prompts_file or "", ["of a dataset"])
+        return named.digest() + inversions_state("\n".join([*named.templates(), negative or ""]))
 
     @names_node("Diff2Flow Reflow Pairs")
     def build(
@@ -159,6 +161,7 @@ def _maker(host: Any, model: Any, clip: Any, start: str) -> Maker:
         host.fingerprint(clip),
         encode,
         facts.loras,
+        lambda names: host.inversions(clip, names),
     )
 
 

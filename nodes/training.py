@@ -117,10 +117,10 @@ class Diff2FlowTrain:
         dataset, watched = _watched(dataset, watch, seed)
         host.facts(model)
         encoder = clip if lora.text_encoder else None
-        model_id = "/".join(host.fingerprint(thing) for thing in (model, encoder) if thing is not None)
+        ids = [host.fingerprint(thing) for thing in (model, encoder) if thing is not None]
         progress = host.progress(steps, f"Training {output_name}")
         with host.training(model, encoder) as backbone:
-            job = Job(backbone, dataset, lora, settings, output, keeping, watched, model_id)
+            job = Job(backbone, dataset, lora, settings, output, keeping, watched, *ids)
             result = finetune(job, progress)
         if len(result.losses) < steps:
             _stopped[output_name] += 1

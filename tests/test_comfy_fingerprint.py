@@ -10,17 +10,17 @@ from torch import nn
 import diff2flow_nodes
 
 
-def _encoders():
-    """hosts/comfy/encoders.py by itself; its package imports ComfyUI."""
-    path = Path(diff2flow_nodes.__file__).parent / "hosts" / "comfy" / "encoders.py"
-    spec = importlib.util.spec_from_file_location("diff2flow_nodes.hosts.alone.encoders", path)
+def _identity():
+    """hosts/comfy/identity.py by itself; its package imports ComfyUI."""
+    path = Path(diff2flow_nodes.__file__).parent / "hosts" / "comfy" / "identity.py"
+    spec = importlib.util.spec_from_file_location("diff2flow_nodes.hosts.alone.identity", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_loading_a_patched_model_does_not_change_its_fingerprint():
-    fingerprint = _encoders().fingerprint
+    fingerprint = _identity().fingerprint
     network = nn.Linear(8, 8)
     patches = {"weight": [(1.0, SimpleNamespace(weights=(torch.randn(8, 2), torch.randn(2, 8))), 1.0)]}
     patcher = SimpleNamespace(model=network, patches=patches, backup={})
@@ -35,7 +35,7 @@ def test_loading_a_patched_model_does_not_change_its_fingerprint():
 
 def test_sampling_a_clone_as_a_flow_does_not_change_a_models_fingerprint():
     """The clones share one network, and the sampling of the clone that was loaded last stands in it."""
-    fingerprint = _encoders().fingerprint
+    fingerprint = _identity().fingerprint
     network, flow = _with_sampling(), _Sampling(0.5)
     own = network.model_sampling
     plain = SimpleNamespace(model=network, patches={}, backup={}, get_model_object=lambda _: own)

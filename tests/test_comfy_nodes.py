@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from comfy_server import comfy_dir, comfy_python
 
-SCRIPTS = [Path(__file__).with_name(f"inside_comfy{part}.py") for part in ("", "_loras", "_training")]
+PARTS = ("", "_loras", "_training", "_identity")
+SCRIPTS = [Path(__file__).with_name(f"inside_comfy{part}.py") for part in PARTS]
 CHECKS = [
     (script, check)
     for script in SCRIPTS

@@ -113,7 +113,7 @@ def test_captions_of_unequal_length_are_continued_by_the_empty_one(folder):
         assert torch.equal(row, torch.cat(own))
     assert dataset.batch([0, 0]).context.shape[1] == 4 * 77  # nothing is added where nothing is missing
     assert dataset.batch([0, 3], dropped=[True, False]).context.shape[1] == 7 * 77
-    assert dataset.items[dataset.largest].name == "d.png"  # what the memory check tries is the longest
+    assert dataset.items[dataset.longest].name == "d.png"
 
 
 def _numbered(caption):

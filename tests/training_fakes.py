@@ -15,6 +15,7 @@ from diff2flow_nodes.files import confined
 from diff2flow_nodes.hosts import HostError, ModelFacts
 from diff2flow_nodes.training.dataset import Item, LatentDataset, context_key
 from diff2flow_nodes.training.finetune import Job, Keeping, Watch
+from diff2flow_nodes.training.identity import Identity
 from diff2flow_nodes.training.layers import LoraSettings
 from diff2flow_nodes.training.product import Output
 from diff2flow_nodes.training.settings import TrainSettings
@@ -215,6 +216,7 @@ class FakeHost:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.encoded: list[str] = []
+        self.inversion_files: dict[str, str] = {}
         self.applied: list[tuple[dict[str, Tensor], float, Mapping[str, str]]] = []
         self.backbone = TinyBackbone()
         self.progress_bar = SilentProgress()
@@ -242,8 +244,14 @@ class FakeHost:
         self.encoded.append("image")
         return nn.functional.avg_pool2d(image.movedim(-1, 1), 8)[:, [0, 1, 2, 0]]
 
-    def fingerprint(self, thing: Any) -> str:
-        return str(thing)
+    def fingerprint(self, thing: Any) -> Identity:
+        return Identity(str(thing))
+
+    def inversions_state(self) -> str:
+        return repr(sorted(self.inversion_files.items()))
+
+    def inversions(self, clip: Any, names: Sequence[str]) -> dict[str, str]:
+        return {name: self.inversion_files[name] for name in names if name in self.inversion_files}
 
     @contextmanager
     def training(self, model: Any, clip: Any = None) -> Any:

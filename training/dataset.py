@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .buckets import Size
+from .captions import literal
 from .contexts import padded
+from .identity import WEIGHTS, Facts, facts_of
 from .images import named
 from .port import Source
 from .shards import ShardStore, Stores
@@ -40,6 +42,8 @@ class Item:
         source: the folder that it is from, "" where that is the dataset.
         image: key of the latent of the image that the network looks at beside the noisy latent; "" if none.
         flipped_image: key of the same mirrored.
+        weighted: whether brackets in the caption weigh words, as in prompts.
+        inversions: the files of the textual inversions that the caption names, "" if none.
     """
 
     name: str
@@ -60,6 +64,18 @@ class Item:
     source: str = ""
     image: str = ""
     flipped_image: str = ""
+    weighted: bool = field(default=False, repr=False)
+    inversions: str = field(default="", repr=False)
+
+    @property
+    def prompt(self) -> str:
+        """What the text encoder is given."""
+        return self.caption if self.weighted else literal(self.caption)
+
+    @property
+    def text(self) -> str:
+        """All that its encoding depends on beside the encoder."""
+        return f"{self.prompt}\0{self.inversions}" if self.inversions else self.prompt
 
     def sizes(self, mirrored: bool = False) -> Sequence[int]:
         """SDXL's six: original height and width, crop's top and left, target height and width."""
@@ -78,7 +94,7 @@ class Batch:
         pooled: (B, width), or None where the text encoder has none.
         sizes: (B, 6) int64, pixels: original height and width, crop's top and left, target height and width.
         mask: (B, 1, h, w) float32 weights of the loss in [0, 1], ones where an item has no mask; None if none has.
-        captions: of the items, "" where dropped.
+        captions: of the items, as the text encoder takes them, "" where dropped.
         noise: (B, C, h, w) float32, the x_noise that belongs to each latent; None where it is drawn in training.
         image: (B, C, h, w) latents, in the autoencoder's scale, of the images that the network looks at; None if none.
     """
@@ -142,11 +158,11 @@ class LatentDataset:
         items = [self.items[i] for i in indices]
         _require_one_size(items)
         mirrored = [bool(f and item.flipped) for f, item in zip(flipped or [False] * len(items), items, strict=True)]
-        left_out = zip(dropped or [False] * len(items), items, strict=True)
-        captions = tuple("" if without else item.caption for without, item in left_out)
+        left_out = list(zip(dropped or [False] * len(items), items, strict=True))
+        captions = tuple("" if without else item.prompt for without, item in left_out)
         keys = [item.flipped if flip else item.latent for item, flip in zip(items, mirrored, strict=True)]
         latent = torch.cat([self.latents.get(key) for key in keys])
-        context, pooled = encoded(self.texts, captions)
+        context, pooled = encoded(self.texts, ["" if without else item.text for without, item in left_out])
         sizes = torch.tensor([item.sizes(flip) for item, flip in zip(items, mirrored, strict=True)])
         mask, image = self._mask(items, mirrored, latent.shape[-2:]), self._images(items, mirrored)
         return Batch(latent, context, pooled, sizes, mask, captions, image=image)
@@ -177,18 +193,18 @@ class LatentDataset:
         return (self.resolution, self.resolution) if self.resolution else largest
 
     def captions(self) -> Iterator[str]:
-        """The caption of every item."""
-        return (item.caption for item in self.items)
+        """The caption of every item, as a prompt."""
+        return (item.prompt for item in self.items)
 
     @property
     def largest(self) -> int:
-        """Index of an item with the most pixels, and of those the one with the longest caption."""
+        """Index of an item with the most pixels."""
+        return max(range(len(self.items)), key=lambda i: self.items[i].width * self.items[i].height)
 
-        def size(index: int) -> tuple[int, int]:
-            item = self.items[index]
-            return item.width * item.height, len(item.caption)
-
-        return max(range(len(self.items)), key=size)
+    @property
+    def longest(self) -> int:
+        """Index of an item with the longest context."""
+        return longest_of(self.texts, (item.text for item in self.items))
 
     @property
     def mirrored(self) -> bool:
@@ -203,7 +219,19 @@ class LatentDataset:
     def identity(self) -> str:
         """Digest of everything that a run on it depends on."""
         data = (self.items, self.image_id, self.text_id)
-        return hashlib.sha256(repr(data).encode()).hexdigest()[:16]
+        texts = tuple(item.text for item in self.items)
+        otherwise = () if texts == tuple(item.caption for item in self.items) else (texts,)
+        return hashlib.sha256(repr((*data, *otherwise)).encode()).hexdigest()[:16]
+
+    def facts(self) -> Facts:
+        """What `identity` depends on, in words."""
+        texts, pictures = ([getattr(item, name) for item in self.items] for name in ("text", "latent"))
+        return {
+            "VAE": facts_of(self.image_id),
+            "text encoder": facts_of(self.text_id),
+            "set of captions": {WEIGHTS: _digest(repr(texts))},
+            "set of images": {WEIGHTS: _digest(repr(pictures))},
+        }
 
     @property
     def latent_channels(self) -> int:
@@ -213,7 +241,7 @@ class LatentDataset:
     @property
     def context_width(self) -> int:
         """Width of the text embeddings."""
-        return self.texts.shape(context_key(self.items[0].caption))[2]
+        return self.texts.shape(context_key(self.items[0].text))[2]
 
     @property
     def pictures(self) -> dict[str, list[Item]]:
@@ -340,14 +368,22 @@ class LatentDataset:
         return torch.cat(masks)
 
 
-def encoded(texts: ShardStore | Stores, captions: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+def encoded(stored: ShardStore | Stores, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
     """Context (B, tokens, width), the shorter ones `padded`; pooled (B, width) or None; float32."""
-    contexts = [texts.get(context_key(caption)) for caption in captions]
-    context = padded(contexts, lambda: texts.get(context_key(""))).float()
-    keys = [pooled_key(caption) for caption in captions]
-    if not all(key in texts for key in keys):
+    contexts = [stored.get(context_key(text)) for text in texts]
+    context = padded(contexts, lambda: stored.get(context_key(""))).float()
+    keys = [pooled_key(text) for text in texts]
+    if not all(key in stored for key in keys):
         return context, None
-    return context, torch.cat([texts.get(key) for key in keys]).float()
+    return context, torch.cat([stored.get(key) for key in keys]).float()
+
+
+def longest_of(stored: ShardStore | Stores, texts: Iterable[str]) -> int:
+    """Index of a text with the longest context; each text is looked up once."""
+    first: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        first.setdefault(text, i)
+    return first[max(first, key=lambda text: stored.shape(context_key(text))[1])]
 
 
 def tag_counts(items: Sequence[Item]) -> Counter[str]:
@@ -356,14 +392,14 @@ def tag_counts(items: Sequence[Item]) -> Counter[str]:
     return Counter(tag for tag in tags if tag)
 
 
-def context_key(caption: str) -> str:
-    """Key of a caption's context in the text store."""
-    return f"{_digest(caption)}/context"
+def context_key(text: str) -> str:
+    """Key of the context of a prompt, or of an item's `text`, in the text store."""
+    return f"{_digest(text)}/context"
 
 
-def pooled_key(caption: str) -> str:
-    """Key of a caption's pooled embedding, where the text encoder has one."""
-    return f"{_digest(caption)}/pooled"
+def pooled_key(text: str) -> str:
+    """Key of its pooled embedding, where the text encoder has one."""
+    return f"{_digest(text)}/pooled"
 
 
 def _digest(text: str) -> str:

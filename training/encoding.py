@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .buckets import Size, cover
+from .captions import named_inversions
 from .dataset import Item, LatentDataset, context_key, pooled_key
 from .images import named
 from .port import Progress
@@ -27,6 +28,8 @@ ImageEncoder = Callable[[Tensor], Tensor]
 """IMAGE (1, H, W, 3) in [0, 1] -> latent (1, C, h, w) in the autoencoder's scale."""
 TextEncoder = Callable[[str], "tuple[Tensor, Tensor | None]"]
 """Caption -> context (1, tokens, width), pooled (1, width) or None."""
+Inversions = Callable[[Sequence[str]], "Mapping[str, str]"]
+"""Names of textual inversions -> digests of the files of those that there are."""
 MakeProgress = Callable[[int], Progress]
 """Makes the bar for a total."""
 
@@ -37,13 +40,15 @@ class Encoders:
 
     Args:
         image, text: the encoders.
-        image_id, text_id: digests that differ when the encoders' weights do; they are part of the cache's keys.
+        image_id, text_id: `identity.Identity` of each; they are part of the cache's keys.
+        inversions: knows the files of textual inversions; their content is part of the keys of captions that name them.
     """
 
     image: ImageEncoder
     text: TextEncoder
     image_id: str
     text_id: str
+    inversions: Inversions = lambda names: {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +87,33 @@ class Cache:
         Raises:
             ValueError: an encoding is not finite.
         """
+        jobs = self._with_inversions(jobs)
         skipped = self._encode(jobs, progress)
         items = tuple(job.item for job in jobs if job.item.name not in skipped)
         ids = {"image_id": self._encoders.image_id, "text_id": self._encoders.text_id}
         return LatentDataset(name, items, self.latents, self.texts, skipped, **ids)
 
+    def _with_inversions(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """The jobs, their items with the textual inversions that their captions name."""
+        names = named_inversions(job.item.prompt for job in jobs)
+        if not names:
+            return jobs
+        known = self._encoders.inversions(names)
+
+        def noted(item: Item) -> Item:
+            own = named_inversions([item.prompt])
+            files = {name: known[name] for name in own if name in known}  # none: they are missing, which counts, too
+            return replace(item, inversions=json.dumps(files, sort_keys=True)) if own else item
+
+        return [replace(job, item=noted(job.item)) for job in jobs]
+
     def _encode(self, jobs: Sequence[Job], progress: MakeProgress) -> dict[str, str]:
         """Does what is missing; the images that cannot be read, with the reason."""
-        captions = [c for c in dict.fromkeys([*(j.item.caption for j in jobs), ""]) if context_key(c) not in self.texts]
+        texts = {"": "", **{job.item.text: job.item.prompt for job in jobs}}
+        missing = {text: prompt for text, prompt in texts.items() if context_key(text) not in self.texts}
         to_do = {job.item.latent for job in jobs if self._missing(job.item)}
         skipped: dict[str, str] = {}
-        with bar(progress, len(to_do) + len(captions)) as advance, _flushed(self.latents, self.texts):
+        with bar(progress, len(to_do) + len(missing)) as advance, _flushed(self.latents, self.texts):
             for job in jobs:
                 if not self._missing(job.item):
                     continue
@@ -100,9 +121,9 @@ class Cache:
                     skipped[job.item.name] = reason
                     _LOG.warning("The image %s cannot be read and is skipped: %s", job.item.name, reason)
                 advance(job.item.name)
-            for caption in captions:
-                self._add_text(caption)
-                advance(caption)
+            for text, prompt in missing.items():
+                self.texts.add(text_tensors(text, *self._encoders.text(prompt)))
+                advance(prompt)
         return skipped
 
     def _missing(self, item: Item) -> bool:
@@ -131,10 +152,6 @@ class Cache:
         for wanted, pixels in ((key, image), (mirrored, image.flip(2))):
             if wanted and wanted not in self.latents:
                 self.latents.add({wanted: finite(self._encoders.image(pixels), name)})
-
-    def _add_text(self, caption: str) -> None:
-        context, pooled = self._encoders.text(caption)
-        self.texts.add(text_tensors(caption, context, pooled))
 
 
 def placed_item(
@@ -204,8 +221,8 @@ def bar(progress: MakeProgress, total: int) -> Iterator[Callable[[str], None]]:
             shown.close()
 
 
-def text_tensors(caption: str, context: Tensor, pooled: Tensor | None) -> dict[str, Tensor]:
-    """A caption's context and pooled output by their keys in a store, float32.
+def text_tensors(text: str, context: Tensor, pooled: Tensor | None) -> dict[str, Tensor]:
+    """Context and pooled output of a prompt, or of an item's `text`, by their keys in a store, float32.
 
     SD1's pooled output comes from a projection that its checkpoints lack, and nothing reads it: one that is not finite
     is left out; where something does read it, `Backbone.conditioning` misses it by name.
@@ -213,9 +230,9 @@ def text_tensors(caption: str, context: Tensor, pooled: Tensor | None) -> dict[s
     Raises:
         ValueError: the context is not finite.
     """
-    tensors = {context_key(caption): finite(context, caption)}
+    tensors = {context_key(text): finite(context, text.partition("\0")[0])}
     if pooled is not None and torch.isfinite(pooled).all():
-        tensors[pooled_key(caption)] = pooled.float()
+        tensors[pooled_key(text)] = pooled.float()
     return tensors
 
 

@@ -19,9 +19,10 @@ from .adapters import Trained, trainable
 from .checkpointing import checkpointed
 from .choices import DTYPES
 from .fit import inputs_of, require_fit, require_suited
+from .identity import Facts, facts_of
 from .insertion import float32_network
 from .layers import LoraSettings
-from .loop import Loop, StepReport, autocast_dtype
+from .loop import Loop, MicroBatch, StepReport, autocast_dtype
 from .memory import estimate, is_out_of_memory, memory_of, require_room
 from .metadata import Run, lora_metadata
 from .pair_dataset import PairDataset
@@ -99,7 +100,8 @@ class Job:
         output: the file it becomes.
         keeping: what is kept while it runs.
         watch: what is looked at.
-        model_id: digest of the model, and of the text encoder if it is trained, with everything already patched in.
+        model_id, encoder_id: `identity.Identity` of the model, and of the text encoder where it is trained, with
+            everything that is patched in already.
     """
 
     backbone: Backbone
@@ -110,12 +112,21 @@ class Job:
     keeping: Keeping
     watch: Watch = field(default_factory=Watch)
     model_id: str = ""
+    encoder_id: str = ""
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a saved state to be continued."""
-        model = {"model": self.model_id, "prediction": self.backbone.prediction}
+        ids = "/".join(filter(None, (self.model_id, self.encoder_id)))
+        model = {"model": ids, "prediction": self.backbone.prediction}
         made = {"lora": asdict(self.lora), "settings": self.settings.identity()}
         return {**model, "dataset": self.dataset.identity(), **made}
+
+    def facts(self) -> dict[str, Facts]:
+        """What the digests in `identity` are made of, in words."""
+        model = {"model": facts_of(self.model_id)}
+        if self.encoder_id:
+            model["text encoder in training"] = facts_of(self.encoder_id)
+        return {"model": model, "dataset": self.dataset.facts()}
 
 
 def finetune(job: Job, progress: Progress) -> Finetuned:
@@ -183,16 +194,22 @@ class _Session:
             text += f"; continues after step {self._resumed_at}"
         self._progress.update(self._resumed_at, text)
         _LOG.info("%s: %s", job.output.name, text)
+        if self._folder.note:
+            _LOG.warning("%s: %s", job.output.name, self._folder.note)
         if not job.keeping.memory_check:
             return
-        largest = self._loop.micro_batch(self._largest(), 0)
+        largest = self._largest()
         needed = estimate(_networks(job), job.settings, lambda: self._loop.loss(largest), self._originals)
         found = require_room(needed, job.backbone.device, job.settings)
         _LOG.info("%s: %s", job.output.name, found)
 
-    def _largest(self) -> list[int]:
-        """A batch of an item with the most pixels."""
-        return [self._job.dataset.largest] * self._job.settings.batch_size
+    def _largest(self) -> MicroBatch:
+        """A micro-batch of the most pixels with the longest context, whether or not they occur in one item."""
+        dataset = self._job.dataset
+        micro = self._loop.micro_batch([dataset.largest] * self._job.settings.batch_size, 0)
+        longest = dataset.batch([dataset.longest] * len(micro.batch.latent))
+        text = {"context": longest.context, "pooled": longest.pooled, "captions": longest.captions}
+        return replace(micro, batch=replace(micro.batch, **text))
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -203,6 +220,8 @@ class _Session:
                 self._sinks.append(TensorBoard(self._folder.path / "tensorboard", self._resumed_at))
         begin = {"kind": "begin", "name": self._job.output.name, "step": self._loop.step}
         self._add({**begin, "steps": self._job.settings.steps})
+        if self._folder.note:
+            self._add({"kind": "note", "step": self._loop.step, "text": self._folder.note})
         if self._loop.losses:
             self._progress.event({"kind": "earlier", "step": self._loop.step, **_thinned(self._loop.losses)})
         try:
@@ -364,12 +383,12 @@ def _without_worst(job: Job, progress: Progress) -> TrainingDataset:
 
 def _opened(job: Job, processes: Processes) -> RunFolder:
     """The run's folder: the writer chooses or makes it, and tells the others which."""
-    keeping, identity, chosen = job.keeping, job.identity(), ""
+    keeping, identity, facts, chosen = job.keeping, job.identity(), job.facts(), ""
     if processes.is_writer:
-        folder = open_run(keeping.root, job.output.name, identity, keeping.resume)
-        chosen = json.dumps([str(folder.path), folder.state and str(folder.state)])
-    path, state = json.loads(processes.told(chosen))
-    return RunFolder(Path(path), identity, Path(state) if state else None)
+        folder = open_run(keeping.root, job.output.name, identity, keeping.resume, facts)
+        chosen = json.dumps([str(folder.path), folder.state and str(folder.state), folder.note])
+    path, state, note = json.loads(processes.told(chosen))
+    return RunFolder(Path(path), identity, Path(state) if state else None, facts, note)
 
 
 def _validation(job: Job, loop: Loop) -> Validation | None:

@@ -22,6 +22,7 @@ class BatchSettings:
         repeats: how often each image counts in an epoch, at least 1.
         flips: encodes mirrored images, too.
         mask_floor: weight of what masks leave out, from 0 to 1.
+        weighted: whether brackets in captions weigh words, as in prompts.
 
     Raises:
         ValueError: a value out of its range.
@@ -31,6 +32,7 @@ class BatchSettings:
     repeats: int = 1
     flips: bool = False
     mask_floor: float = 0.0
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -79,7 +81,8 @@ def _job(i: int, images: Tensor, caption: str, masks: Tensor | None, settings: B
     mask = None if masks is None else masks[i : i + 1]
     name = f"image {i + 1}"
     item = placed_item(name, caption, _digest(image), size, size, settings.flips, "" if mask is None else _digest(mask))
-    item = replace(item, repeats=settings.repeats, source=settings.name, mask_floor=settings.mask_floor)
+    more = {"mask_floor": settings.mask_floor, "weighted": settings.weighted}
+    item = replace(item, repeats=settings.repeats, source=settings.name, **more)
     return Job(item, partial(_same, image), None if mask is None else partial(_same, mask))
 
 

@@ -31,6 +31,7 @@ class FolderSettings:
         flips: encodes mirrored images, too.
         alpha: "white" lays transparency on white; "mask" makes it, or a mask file, a weight of the loss as well.
         mask_floor: weight of what masks leave out, from 0 to 1.
+        weighted: whether brackets in captions weigh words, as in prompts.
 
     Raises:
         ValueError: a value out of its range.
@@ -42,6 +43,7 @@ class FolderSettings:
     flips: bool = False
     alpha: str = "white"
     mask_floor: float = 0.0
+    weighted: bool = False
 
     def __post_init__(self) -> None:
         if self.alpha not in ALPHAS:
@@ -127,7 +129,8 @@ class _Files:
 def _job(picture: Picture, facts: ImageFacts, mask: str, size: tuple[int, int], settings: FolderSettings) -> Job:
     original = (facts.width, facts.height)
     item = placed_item(picture.name, picture.caption, facts.content, original, size, settings.flips, mask)
-    item = replace(item, repeats=picture.repeats, source=picture.source, mask_floor=settings.mask_floor)
+    more = {"mask_floor": settings.mask_floor, "weighted": settings.weighted}
+    item = replace(item, repeats=picture.repeats, source=picture.source, **more)
     if picture.mask is not None:
         read = partial(read_mask, picture.mask, *size, original)
     else:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import draws
 from .buckets import Size
-from .dataset import Batch, context_key, encoded
+from .dataset import Batch, context_key, encoded, longest_of
+from .identity import WEIGHTS, Facts, facts_of
 from .pairs import PairStore
 from .port import Source
 from .shards import ShardStore
@@ -29,7 +30,7 @@ class PairDataset:
         pairs: numbers of the pairs in it (N,) int64, at least one.
         size: (width, height) of the images, pixels.
         notes: for the summary, a line each.
-        text_id: digest of the text encoder's weights.
+        text_id: `identity.Identity` of the text encoder.
     """
 
     name: str
@@ -76,6 +77,11 @@ class PairDataset:
     def captions(self) -> Iterator[str]:
         """The caption of every pair."""
         return (self.store.caption(pair) for pair in self.pairs.tolist())
+
+    @property
+    def longest(self) -> int:
+        """Index of a pair with the longest context."""
+        return longest_of(self.texts, self.captions())
 
     @property
     def buckets(self) -> tuple[range]:
@@ -146,6 +152,10 @@ class PairDataset:
         sha = hashlib.sha256(f"{self.store.identity_digest}/{self.text_id}/".encode())
         sha.update(self.pairs.numpy().tobytes())
         return sha.hexdigest()[:16]
+
+    def facts(self) -> Facts:
+        """What `identity` depends on, in words."""
+        return {"set of pairs": {WEIGHTS: self.store.identity_digest}, "text encoder": facts_of(self.text_id)}
 
     def summary(self) -> str:
         """What is in it, in a few lines."""

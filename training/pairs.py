@@ -21,6 +21,7 @@ from torch import Tensor
 from ..files import written_whole
 from . import draws
 from .choices import DAMAGED
+from .identity import Facts, all_differences
 from .images import named
 from .records import Records
 from .shard_file import ShardFile
@@ -29,7 +30,7 @@ from .shards import DIGEST, content_digest, kept_open, require_whole
 _LOG = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _PATTERN = "pairs-*.safetensors"
-_IDENTITY = "identity"
+_IDENTITY, _FACTS = "identity", "facts"
 _PROBE = 8
 
 
@@ -84,6 +85,7 @@ class PairStore:
         seed: of the noise.
         count: pairs that are wanted.
         damaged: "skip" or "refuse".
+        facts: what digests in the identity are made of, by their names there.
 
     Attributes:
         damaged: the shards that are, and why.
@@ -92,12 +94,20 @@ class PairStore:
         ValueError: the folder holds pairs made with other settings; a damaged shard where that is refused.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], seed: int, count: int, damaged: str = "skip") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        seed: int,
+        count: int,
+        damaged: str = "skip",
+        facts: Mapping[str, Facts] | None = None,
+    ) -> None:
         if damaged not in DAMAGED:
             raise ValueError(f"damaged must be one of {', '.join(DAMAGED)}, not {damaged!r}")
         self.folder, self.count, self._seed, self._identity = folder, count, seed, dict(identity)
-        self.identity_digest = _digest(identity)
-        _require_same(folder, self._identity)
+        self.identity_digest, self._facts = _digest(identity), facts or {}
+        _require_same(folder, self._identity, self._facts)
         self._paths: list[Path] = []
         self._shard = torch.full((count,), -1, dtype=torch.int32)
         self._row = torch.zeros(count, dtype=torch.int32)
@@ -126,7 +136,7 @@ class PairStore:
     def write_manifest(self, about: Mapping[str, Any]) -> None:
         """Writes what the pairs are made with, and what else is known of it; a manifest that is there stays."""
         if not (self.folder / MANIFEST).exists():
-            text = json.dumps({_IDENTITY: self._identity, "about": dict(about)}, indent=1)
+            text = json.dumps({_IDENTITY: self._identity, _FACTS: self._facts, "about": dict(about)}, indent=1)
             with written_whole(self.folder / MANIFEST) as temporary:
                 temporary.write_text(text, encoding="utf-8")
 
@@ -278,28 +288,21 @@ def _digest(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _require_same(folder: Path, identity: Mapping[str, Any]) -> None:
+def _require_same(folder: Path, identity: Mapping[str, Any], facts: Mapping[str, Facts]) -> None:
     """ValueError if the folder's manifest names other settings than these."""
     path = folder / MANIFEST
     if not path.exists():
         return
     try:
-        known = dict(json.loads(path.read_text(encoding="utf-8"))[_IDENTITY])
+        about = json.loads(path.read_text(encoding="utf-8"))
+        known = dict(about[_IDENTITY])
     except Exception as error:
         raise ValueError(
             f"folder: the manifest '{folder.name}/{MANIFEST}' cannot be read ({error}); delete it (the shards know what"
             " they were made with), or give another folder"
         ) from error
-    different = [name for name in {**known, **identity} if known.get(name) != identity.get(name)]
-    if different:
-        both = [(name, _short(known.get(name)), _short(identity.get(name))) for name in different]
-        shown = "; ".join(f"{name}: {there} there, {here} here" for name, there, here in both)
+    if found := all_differences(known, identity, about.get(_FACTS, {}), facts):
         raise ValueError(
-            f"folder: '{folder.name}' holds pairs made with other settings ({shown}); give another folder name, or set"
-            " everything as it was to go on with these"
+            f"folder: '{folder.name}' holds pairs made with other settings ({'; '.join(found)}); give another folder"
+            " name, or set everything as it was to go on with these"
         )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -16,6 +16,7 @@ from ..alignment import NoiseSchedule
 
 if TYPE_CHECKING:
     from .dataset import Batch
+    from .identity import Facts
     from .insertion import Insertion
 
 
@@ -136,7 +137,7 @@ class TrainingDataset(Protocol):
         buckets: indices of the items of each size; an item as often as it counts in an epoch.
         bucket_counts: for each size (width, height) in pixels, how many an epoch has of it, in the buckets' order.
         nominal_size: (width, height), pixels.
-        largest: index of an item with the most pixels; of those one with a long caption.
+        largest, longest: index of an item with the most pixels, and of one with the longest context.
         latent_channels: C of the latents.
         context_width: of the text embeddings.
         mirrored: whether there are mirrored latents.
@@ -150,6 +151,7 @@ class TrainingDataset(Protocol):
     bucket_counts: Mapping[tuple[int, int], int]
     nominal_size: tuple[int, int]
     largest: int
+    longest: int
     latent_channels: int
     context_width: int
     mirrored: bool
@@ -163,13 +165,16 @@ class TrainingDataset(Protocol):
         """The items at `indices`, of one size: `flipped` mirrored where that is kept, `dropped` without caption."""
 
     def captions(self) -> Iterator[str]:
-        """The caption of every item."""
+        """The caption of every item, as a prompt."""
 
     def split(self, share: float, seed: int) -> tuple[TrainingDataset, TrainingDataset]:
         """Training and held-out part; ValueError where nothing can be held out."""
 
     def identity(self) -> str:
         """Digest of everything that a run on it depends on."""
+
+    def facts(self) -> Facts:
+        """What `identity` depends on, in words."""
 
     def summary(self) -> str:
         """What is in it, in a few lines."""

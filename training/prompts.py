@@ -82,6 +82,12 @@ class Prompts:
 
         return " ".join(_Expansion(line, self.wildcards, choose).made().split())
 
+    def templates(self) -> Iterator[str]:
+        """Every line that a caption can be made of."""
+        yield from self.lines
+        for lines in self.wildcards.values():
+            yield from lines
+
     def digest(self) -> str:
         """Hex SHA-256 of the lines and of the wildcards' lines."""
         sha = hashlib.sha256(_digest(self.lines).encode())

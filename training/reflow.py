@@ -17,9 +17,11 @@ from torch import Tensor
 
 from ..samplers.parameterization import FlowParameterization
 from .buckets import Size
+from .captions import EMBEDDING, named_inversions
 from .choices import PAIR_DTYPES
 from .dataset import context_key, encoded
-from .encoding import TextEncoder, settings_key, text_tensors
+from .encoding import Inversions, TextEncoder, settings_key, text_tensors
+from .identity import WEIGHTS, Facts, digest_of, facts_of
 from .images import named
 from .metadata import VERSION
 from .pair_dataset import PairDataset, image_sizes
@@ -33,6 +35,7 @@ from .teacher import BatchSize, Teacher, TeacherSettings
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
 """Part of the pairs' identity: raise it when pairs of the same settings come out differently."""
+_INVERSIONS = "textual_inversions"
 _CHANNELS, _PIXELS = 4, 8
 _SHARD_PAIRS, _SHARD_SECONDS = 256, 20.0
 """A shard is written when it has so many pairs, or when its first one is so old: what a crash can lose."""
@@ -86,9 +89,10 @@ class Maker:
     Args:
         network: opens the teacher's network; entered only where a pair is missing.
         flow: that the teacher is sampled along.
-        model_id, text_id: digests of the model, with everything patched in, and of the text encoder.
+        model_id, text_id: `identity.Identity` of the model, with everything patched in, and of the text encoder.
         encode: the text encoder.
         loras: metadata of the LoRAs that are applied, for the manifest.
+        inversions: knows the files of textual inversions that prompts name.
     """
 
     network: Callable[[], AbstractContextManager[Backbone]]
@@ -97,6 +101,7 @@ class Maker:
     text_id: str
     encode: TextEncoder
     loras: Sequence[Mapping[str, str]] = ()
+    inversions: Inversions = lambda names: {}
 
 
 def reflow_pairs(
@@ -132,8 +137,11 @@ def reflow_pairs(
 def _made(
     folder: Path, prompts: Prompts, maker: Maker, settings: PairSettings, progress: Callable[[int, str], Progress]
 ) -> PairDataset:
-    store = PairStore(folder, pair_identity(prompts, maker, settings), settings.seed, settings.count, settings.damaged)
-    texts = ShardStore(folder / f"texts-{settings_key(maker.text_id)}-{settings.dtype}")
+    identity, facts = pair_identity(prompts, maker, settings), _facts(prompts, maker)
+    store = PairStore(folder, identity, settings.seed, settings.count, settings.damaged, facts)
+    files = identity.get(_INVERSIONS)
+    text_id = digest_of([maker.text_id, files]) if files else maker.text_id
+    texts = ShardStore(folder / f"texts-{settings_key(text_id)}-{settings.dtype}")
     missing = store.missing(settings.share)
     wanted = (prompts.at(pair, settings.seed) for pair in missing.tolist())
     captions = chain(["", settings.negative], wanted, store.captions())
@@ -153,7 +161,11 @@ def _made(
 def pair_identity(prompts: Prompts, maker: Maker, settings: PairSettings) -> dict[str, Any]:
     """Everything that pair k depends on beside k, as JSON values."""
     flow, teacher = maker.flow, settings.teacher
+    negative = settings.negative if teacher.is_guided else ""
+    names = named_inversions([*prompts.templates(), negative])
+    found = {f"{EMBEDDING}{name}": file for name, file in (maker.inversions(names) if names else {}).items()}
     return {
+        **({_INVERSIONS: found} if found else {}),
         "format": _FORMAT,
         "model": maker.model_id,
         "text_encoder": maker.text_id,
@@ -164,12 +176,21 @@ def pair_identity(prompts: Prompts, maker: Maker, settings: PairSettings) -> dic
         "solver": teacher.solver,
         "steps": teacher.steps,
         "cfg": teacher.cfg,
-        "negative": settings.negative if teacher.is_guided else "",
+        "negative": negative,
         "seed": settings.seed,
         "prompts": prompts.digest(),
         "width": settings.size[0],
         "height": settings.size[1],
         "save_dtype": settings.dtype,
+    }
+
+
+def _facts(prompts: Prompts, maker: Maker) -> dict[str, Facts]:
+    """What the digests in `pair_identity` are made of, in words."""
+    return {
+        "model": {"model": facts_of(maker.model_id)},
+        "text_encoder": {"text encoder": facts_of(maker.text_id)},
+        "prompts": {"list of prompts": {WEIGHTS: prompts.digest()}},
     }
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..files import confined, remove_parts, written_whole
 from .choices import RESUME
+from .identity import Facts
 from .state import State, find_state, load_state, save_state, states_in
 
 _LOG = logging.getLogger(__name__)
 _ABOUT, _STATES = "run.json", "states"
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,15 @@ class RunFolder:
         path: its folder.
         identity: what must be equal for it to be continued.
         state: file to continue from, or None.
+        facts: what digests in the identity are made of, see `state.find_state`.
+        note: why it does not continue the run that was there, "" where nothing is to be said.
     """
 
     path: Path
     identity: Mapping[str, Any]
     state: Path | None = None
+    facts: Mapping[str, Facts] = field(default_factory=dict)
+    note: str = ""
 
     def resumed(self) -> State | None:
         """The state to continue from."""
@@ -37,7 +43,7 @@ class RunFolder:
 
     def save(self, state: State, keep: int) -> Path:
         """Writes a state; see `state.save_state`."""
-        return save_state(self.path / _STATES, state, self.identity, keep)
+        return save_state(self.path / _STATES, state, self.identity, self.facts, keep)
 
     @property
     def product(self) -> str:
@@ -49,13 +55,15 @@ class RunFolder:
         _write(self.path, {**_read(self.path), "product": name})
 
 
-def open_run(root: Path, name: str, identity: Mapping[str, Any], resume: str) -> RunFolder:
+def open_run(
+    root: Path, name: str, identity: Mapping[str, Any], resume: str, facts: Mapping[str, Facts] | None = None
+) -> RunFolder:
     """The folder of a run: the newest one of that name to continue, or a new one.
 
     Args:
         root: of all runs.
         name: of the run; "name", "name_00002" and so on are looked at.
-        identity: see RunFolder.
+        identity, facts: see RunFolder.
         resume: "auto" continues a run with the same identity (from its beginning, if it was killed before its first
             state), "new" always begins one.
 
@@ -65,20 +73,26 @@ def open_run(root: Path, name: str, identity: Mapping[str, Any], resume: str) ->
     if resume not in RESUME:
         raise ValueError(f"resume must be one of {', '.join(RESUME)}, not {resume!r}")
     confined(root, name)
-    existing = list(_existing(root, name))
+    existing, facts, note = list(_existing(root, name)), facts or {}, ""
     for path in reversed(existing) if resume == "auto" else ():
-        state, differences = find_state(path / _STATES, identity)
+        state, differences = find_state(path / _STATES, identity, facts)
         if state is not None:
             _LOG.info("Continues the run '%s' from %s", path.name, state.name)
             _clean(path)
-            return RunFolder(path, identity, state)
-        if differences:
-            _LOG.info("The run '%s' is not continued, its settings differ: %s", path.name, "; ".join(differences[:8]))
+            return RunFolder(path, identity, state, facts)
+        if differences and not note:
+            note = f"the run '{path.name}' is not continued: {_few(differences)}"
     bare = resume == "auto" and _is_bare(existing, identity)
     path = existing[-1] if bare else _numbered(root, name, len(existing) + 1)
     _clean(path)
     _write(path, {"identity": identity})
-    return RunFolder(path, identity)
+    note = note and f"{note}; '{path.name}' begins anew"
+    return RunFolder(path, identity, None, facts, note)
+
+
+def _few(differences: Sequence[str]) -> str:
+    more = len(differences) - _SHOWN
+    return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _clean(path: Path) -> None:

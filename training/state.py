@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..alignment.precision import FLOAT64
 from ..files import written_whole
+from .identity import Facts, all_differences
 
 _LOG = logging.getLogger(__name__)
 _PATTERN = "state_*.safetensors"
@@ -40,12 +41,12 @@ class State:
     losses: list[float] = field(default_factory=list)
 
 
-def save_state(folder: Path, state: State, identity: Mapping[str, Any], keep: int) -> Path:
+def save_state(folder: Path, state: State, identity: Mapping[str, Any], facts: Mapping[str, Facts], keep: int) -> Path:
     """Writes a state whole or not at all, then removes all but the newest `keep`.
 
     Args:
         folder: of the run's states.
-        identity: of the run (`find_state`).
+        identity, facts: of the run (`find_state`).
         keep: at least 1.
     """
     from safetensors.torch import save_file
@@ -61,6 +62,7 @@ def save_state(folder: Path, state: State, identity: Mapping[str, Any], keep: in
         "version": _VERSION,
         "step": state.step,
         "identity": identity,
+        "facts": facts,
         "optimizer": slots,
         "groups": state.optimizer["param_groups"],
         "scaler": state.scaler,
@@ -79,8 +81,10 @@ def states_in(folder: Path) -> list[Path]:
     return sorted(folder.glob(_PATTERN), reverse=True)
 
 
-def find_state(folder: Path, identity: Mapping[str, Any]) -> tuple[Path | None, list[str]]:
-    """The newest state of a run with this identity, and what differs in the newest one if there is none.
+def find_state(folder: Path, identity: Mapping[str, Any], facts: Mapping[str, Facts]) -> tuple[Path | None, list[str]]:
+    """The newest state of a run with this identity, and in words what differs in the newest one if there is none.
+
+    `facts` are what the digests in the identity are made of, by their names there.
 
     A file that cannot be read is named in the log and passed over.
     """
@@ -91,7 +95,7 @@ def find_state(folder: Path, identity: Mapping[str, Any]) -> tuple[Path | None, 
         except Exception as error:  # safetensors' own types; whatever it is, an older state may be whole
             _LOG.warning("The saved state %s cannot be read (%s) and is passed over.", path, error)
             continue
-        differing = _differences(about["identity"], json.loads(json.dumps(identity)))
+        differing = all_differences(about["identity"], identity, about.get("facts", {}), facts)
         if not differing:
             return path, []
         differences = differences or differing
@@ -146,11 +150,3 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _listed(tensors: Mapping[str, Tensor], kind: str) -> list[Tensor]:
     return [tensors[name] for name in sorted(tensors) if name.startswith(f"{kind}/")]
-
-
-def _differences(saved: Any, wanted: Any, name: str = "") -> list[str]:
-    """ "learning_rate 0.0001 → 0.001" for every leaf that differs."""
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        keys = sorted(saved.keys() | wanted.keys())
-        return [line for key in keys for line in _differences(saved.get(key), wanted.get(key), key)]
-    return [] if saved == wanted else [f"{name} {saved} → {wanted}"]

@@ -19,6 +19,7 @@ from .transfer import to_device
 
 _LOG = logging.getLogger(__name__)
 RTOL, ATOL = 1e-3, 1e-4
+"""Of dopri5. They are no part of what identifies pairs: with others, raise `reflow._FORMAT`."""
 AUTO_LIMIT = 64
 """The largest batch that is chosen by itself: larger ones are hardly faster, and more is lost when one is killed."""
 _AUTO_CPU, _TRIAL = 4, 8

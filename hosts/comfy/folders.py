@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import folder_paths
@@ -45,6 +46,17 @@ def folder(kind: str) -> Path:
     directory = _directory(kind)
     directory.mkdir(parents=True, exist_ok=True)
     return directory
+
+
+def state_of(kind: str) -> str:
+    """Digest of the names, sizes and times of ComfyUI's files of one of its own kinds, such as "embeddings"."""
+    states = []
+    for name in sorted(folder_paths.get_filename_list(kind)):
+        found = folder_paths.get_full_path(kind, name)
+        if found is not None:
+            about = Path(found).stat()
+            states.append((name, about.st_size, about.st_mtime_ns))
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def _directory(kind: str) -> Path:

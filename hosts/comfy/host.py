@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ...samplers.parameterization import FlowParameterization
 from ...training.checkpoint_file import StoredTensor
+from ...training.identity import Identity
 from ...training.port import Backbone, Progress
 from ..choice import FlowChoice
 from ..port import ModelFacts
-from . import chosen_flow, encoders, folders, loading, models, progress, sampling, saving, training
+from . import chosen_flow, encoders, folders, identity, loading, models, progress, sampling, saving, training
 
 
 class ComfyHost:
@@ -30,6 +31,9 @@ class ComfyHost:
 
     def folder(self, kind: str) -> Path:
         return folders.folder(kind)
+
+    def inversions_state(self) -> str:
+        return folders.state_of("embeddings")
 
     def load_checkpoint(self, name: str) -> tuple[Any, Any, Any]:
         return loading.load_checkpoint(name)
@@ -76,14 +80,17 @@ class ComfyHost:
     def encode_text(self, clip: Any, text: str) -> Any:
         return encoders.encode_text(clip, text)
 
+    def inversions(self, clip: Any, names: Sequence[str]) -> dict[str, str]:
+        return encoders.inversions(clip, names)
+
     def encode_image(self, vae: Any, image: Tensor) -> Tensor:
         return encoders.encode_image(vae, image)
 
     def decode_image(self, vae: Any, latent: Tensor) -> Tensor:
         return encoders.decode_image(vae, latent)
 
-    def fingerprint(self, thing: Any) -> str:
-        return encoders.fingerprint(thing)
+    def fingerprint(self, thing: Any) -> Identity:
+        return identity.fingerprint(thing)
 
     def checkpoint(self, model: Any, clip: Any, vae: Any) -> Mapping[str, StoredTensor]:
         return saving.checkpoint_tensors(model, clip, vae)

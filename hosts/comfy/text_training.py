@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from ...training.contexts import padded
 from ..port import HostError
-
-_ENCODERS = ("clip_l", "clip_h", "clip_g")
-"""Attributes of ComfyUI's text models, in the order of kohya's lora_te1 and lora_te2."""
+from .identity import ENCODERS
 
 
 class ComfyText:
@@ -29,7 +27,7 @@ class ComfyText:
 
     def __init__(self, clip: Any, patcher: Any) -> None:
         self.patcher, self._clip, self._model = patcher, clip, patcher.model
-        encoders = [getattr(self._model, name).transformer for name in _ENCODERS if hasattr(self._model, name)]
+        encoders = [getattr(self._model, name).transformer for name in ENCODERS if hasattr(self._model, name)]
         if not encoders:
             raise HostError(
                 f"clip: a {type(self._model).__name__} is no text encoder of Stable Diffusion 1.x, 2.x or SDXL; connect"

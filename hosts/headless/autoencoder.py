@@ -22,15 +22,25 @@ class Autoencoder:
         module: the network.
         encode, decode: images in [-1, 1] (B, 3, H, W) to latents (B, 4, H/8, W/8), and back.
         factor: pixels a latent, 8.
+        factors: what `encode` and `decode` do to latents beside the network, by the names of `USUAL`.
 
     Attributes:
         path: of the checkpoint that it came from.
     """
 
+    USUAL: Mapping[str, float] = {"scale of latents": 1.0, "shift of latents": 0.0}
+    """What changes nothing."""
+
     def __init__(
-        self, module: nn.Module, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], factor: int
+        self,
+        module: nn.Module,
+        encode: Callable[[Tensor], Tensor],
+        decode: Callable[[Tensor], Tensor],
+        factor: int,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
         self.path: Path | None = None
+        self.factors = factors or self.USUAL
         self.module, self._encode, self._decode, self.factor = module, encode, decode, factor
 
     @torch.no_grad()
@@ -135,6 +145,7 @@ def _tiny(weights: Mapping[str, Tensor], name: str, device: torch.device) -> Aut
         encode=lambda x: module.encoder(x) / scale + shift,
         decode=lambda z: module.decoder((z - shift) * scale),
         factor=8,
+        factors={"scale of latents": scale, "shift of latents": shift},
     )
 
 

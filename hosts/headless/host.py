@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ...samplers.parameterization import FlowParameterization
     from ...training.checkpoint_file import StoredTensor
+    from ...training.identity import Identity
     from ...training.port import Backbone, Progress
     from ..choice import FlowChoice
     from ..port import ModelFacts
@@ -65,6 +66,10 @@ class HeadlessHost:
     def directory(self, kind: str) -> Path:
         """The folder of a kind, whether it exists or not."""
         return self._folders.directory(kind)
+
+    def inversions_state(self) -> str:
+        """None are loaded."""
+        return ""
 
     def load_checkpoint(self, name: str) -> tuple[Any, Any, Any]:
         from ...training.checkpoint_file import trained_metadata
@@ -132,6 +137,10 @@ class HeadlessHost:
         """CONDITIONING of one prompt for each text encoder: SDXL's "l" and "g"."""
         return _present(clip, "text encoder").encode(texts)
 
+    def inversions(self, clip: Any, names: Sequence[str]) -> dict[str, str]:
+        """None: `prompts.refuse_embeddings` refuses them."""
+        return {}
+
     def encode_image(self, vae: Any, image: Tensor) -> Tensor:
         return _present(vae, "autoencoder").encode(image)
 
@@ -139,14 +148,10 @@ class HeadlessHost:
         """IMAGE (B, H, W, 3) of latents in the autoencoder's own scale."""
         return _present(vae, "autoencoder").decode(latent)
 
-    def fingerprint(self, thing: Any) -> str:
-        from ..fingerprint import digest
+    def fingerprint(self, thing: Any) -> Identity:
+        from .identity import fingerprint
 
-        weights = thing.base.weights if hasattr(thing, "base") else getattr(thing, "weights", None)
-        patches = {
-            f"{i}:{name}": t for i, p in enumerate(getattr(thing, "patches", ())) for name, t in p.tensors().items()
-        }
-        return digest((weights.module if weights else thing.module).state_dict(), patches)
+        return fingerprint(thing)
 
     def checkpoint(self, model: Any, clip: Any, vae: Any) -> Mapping[str, StoredTensor]:
         from .saving import checkpoint_tensors

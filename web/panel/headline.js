@@ -31,11 +31,12 @@ export function pairsHeadline(run) {
   }
 }
 
-/** The line below: what was saved, what went wrong, or what to do first. */
+/** The line below: what was saved, what went wrong, why a run was not continued, or what to do first. */
 export function trainNote(run) {
   if (run.state === "failed") return run.message || "See ComfyUI's log.";
   if (run.state === "done" && run.step < run.steps) return `Saved as ${run.saved}. Run again goes on from here.`;
-  if (run.saved) return `Saved as ${run.saved}`;
+  if (run.saved) return [`Saved as ${run.saved}`, run.note].filter(Boolean).join("; ");
+  if (run.note) return run.note;
   if (run.state === "idle") return "Press Run: loss, samples and progress are shown here.";
   return run.name ? `Trains ${run.name}` : "";
 }

@@ -10,7 +10,7 @@ const BUSY = new Set(["waiting", "starting", "running", "ending"]);
  */
 export function newRun() {
   return {
-    state: "idle", before: "idle", name: undefined, phase: "", text: "", step: 0, steps: 0, asked: "", message: "", saved: "",
+    state: "idle", before: "idle", name: undefined, phase: "", text: "", step: 0, steps: 0, asked: "", message: "", saved: "", note: "",
     points: emptyPoints(), seen: 0, every: 1, validation: { steps: [], loss: [] }, pictures: [],
     speed: null, left: null, done: 0, total: 0,
   };
@@ -48,7 +48,10 @@ const KINDS = {
   begin(run, { name, step, steps }) {
     if (!step || (run.name !== undefined && run.name !== name)) Object.assign(run, newRun());
     else forgetAfter(run, step);
-    Object.assign(run, { state: "running", name, step, steps, phase: "", text: "", message: "", saved: "", asked: "" });
+    Object.assign(run, { state: "running", name, step, steps, phase: "", text: "", message: "", saved: "", asked: "", note: "" });
+  },
+  note(run, { text }) {
+    run.note = text;
   },
   earlier(run, { steps, losses }) {
     const first = run.points.steps[0] ?? Infinity;
