@@ -186,7 +186,7 @@ def _room_told(path: Path) -> Iterator[None]:
     except Exception as error:  # libraries have types of their own for it
         if not _is_full(error):
             raise
-        free = _amount(free_bytes(path.parent))
+        free = amount(free_bytes(path.parent))
         raise DiskFullError(
             f"there is no room for '{path.name}' in the folder '{path.parent}' ({free} are free there)"
         ) from error
@@ -215,7 +215,7 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _amount(count: int) -> str:
+def amount(count: int) -> str:
     """ "1.5 MB"."""
     size, units = float(count), iter(("bytes", "kB", "MB", "GB"))
     unit = next(units)

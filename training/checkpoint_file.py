@@ -138,17 +138,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises:
         DiskFullError: there is no room for it (`files.written_whole`).
     """
-    # Wide numbers first: readers map them where they lie, which must be a multiple of their width.
+    header, ordered = _begun(tensors, metadata)
+    with written_whole(path) as temporary, open(temporary, "wb") as new:
+        new.write(header)
+        for tensor in ordered:
+            new.write(_bytes_of(tensor.detach().cpu()))
+
+
+def size_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Bytes of the file that `write_tensors` makes of them."""
+    return len(_begun(tensors, metadata)[0]) + sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+
+
+def _begun(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[Tensor]]:
+    """A file's header, and the tensors in their order: those of wide numbers first, as readers map them where they
+    lie, which must be a multiple of their width."""
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
     entries, offset = {}, 0
     for key, tensor in ordered:
-        offsets = [offset, offset + tensor.numel() * tensor.itemsize]
-        entries[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        offset = offsets[1]
-    with written_whole(path) as temporary, open(temporary, "wb") as new:
-        new.write(_header(metadata, entries))
-        for _, tensor in ordered:
-            new.write(_bytes_of(tensor.detach().cpu()))
+        end = offset + tensor.numel() * tensor.itemsize
+        entries[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    return _header(metadata, entries), [tensor for _, tensor in ordered]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

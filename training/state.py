@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from ..alignment.precision import FLOAT64
-from ..files import DiskFullError, free_bytes
-from .checkpoint_file import write_tensors
+from ..files import DiskFullError, amount, free_bytes
+from .checkpoint_file import size_of, write_tensors
 from .manifest import parsed
 
 _LOG = logging.getLogger(__name__)
 _PATTERN, _ABOUT = "state_*.safetensors", "diff2flow.state"
 _VERSION = 1
 _KINDS = {"step": int, "identity": dict, "optimizer": dict, "groups": list, "scaler": dict}
-_HEADER = 1 << 20
-"""Bytes that a state may need beside its tensors."""
 _LIKE_PARAMETERS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "z")
 """What optimizers keep in the shape of a parameter."""
 
@@ -90,15 +88,15 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
     try:
         write_tensors(path, tensors, metadata)
     except DiskFullError as error:
-        size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+        needed = size_of(tensors, metadata)
         try:
-            if not _make_room(path.parent, size + _HEADER):
+            if not _make_room(path.parent, needed):
                 raise error
             write_tensors(path, tensors, metadata)
         except DiskFullError as again:
             kept = states_in(path.parent)
             stays = f"the state of step {_step_of(kept[0])} is kept there" if kept else "no earlier one is there"
-            raise DiskFullError(f"{again}; it needs {size / 1e6:.1f} MB; {stays}") from error
+            raise DiskFullError(f"{again}; it needs {amount(needed)}; {stays}") from error
 
 
 def _make_room(folder: Path, needed: int) -> bool:
