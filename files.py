@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import glob
 import hashlib
 import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 MOST_VALUES = 1 << 28
 """The most numbers that one picture or array may declare: a gibibyte in float32."""
+PICTURES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+    *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpx"),
+    *(".tga", ".psd", ".svg", ".ico", ".hdr", ".qoi", ".pcx", ".ppm", ".pgm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
+)
+"""Extensions of picture files, read here or not: those that are not are named."""
+WRITTEN = "diff2flow.written"
+"""Audit event of every file that `written_whole` finishes, with its path."""
 _PART = ".part"
+_PART_BYTES = len(f"..12345678{_PART}")
+"""What the name of a temporary file has more than the file's."""
+_LONGEST_NAME = 255
+"""Bytes that the usual file systems take for a name."""
+_LARGEST_NUMBER = 99_999
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it begins with
@@ -28,33 +45,65 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _writes = ContextVar("writes", default=True)
-_ILLEGAL = re.compile(r'[\x00-\x1f<>:"|?*]')
+_ILLEGAL = re.compile(r'[<>:"|?*]')
+_RESERVED = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹²³]) *(\..*)?", re.IGNORECASE)
+"""Names that are devices on Windows, whatever their ending."""
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_FULL_WORDS = re.compile(r"\(os error (28|112|122)\)")
+"""How libraries written in Rust say it: on Linux and macOS, Windows, over quota."""
+_IN_USE_SECONDS, _IN_USE_PAUSE = 3.0, 0.1
+"""How long a file that another program has open is waited for."""
 
 
 def confined(folder: Path, name: str) -> Path:
     """Path of `name` inside `folder`.
 
-    `name` may have subfolders separated by "/" or "\\" ("styles/ink"); it may not leave the folder.
+    `name` may have subfolders separated by "/" or "\\" ("styles/ink"); it may not leave the folder. What one of the
+    usual systems does not take is refused on all of them, so that folders can be moved.
 
     Raises:
-        ValueError: the name is empty, absolute, has "..", a character that no file system takes, or passes through
-            a link that leads out of the folder.
+        ValueError: the name is empty, absolute, has "..", a character or an ending that some file system does not
+            take, is a device on Windows, is too long, or passes through a link that leads out of the folder.
     """
     _require_relative(folder, name)
     parts = [part for part in re.split(r"[\\/]", name) if part != "."]
-    if not name.strip() or not all(part.strip() for part in parts):
+    if not parts or not name.strip() or not all(part.strip() for part in parts):
         raise ValueError(f"the name {name!r} is empty or has an empty part; give a plain name such as 'my_style'")
     if Path(name).is_absolute() or ".." in parts or _ILLEGAL.search(name):
         raise ValueError(
             f"the name {name!r} is not allowed: it must stay inside the folder '{folder.name}'"
             " (no '..', no absolute path, none of <>:\"|?*); give a plain name such as 'styles/my_style'"
         )
+    for part in parts:
+        _require_portable(part)
     path = folder.joinpath(*parts)
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"the name {name!r} leads out of the folder '{folder.name}' through a link; choose another name"
         )
     return path
+
+
+def _require_portable(part: str) -> None:
+    """ValueError for one part of a name that some system does not take."""
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in part):
+        raise ValueError(f"the name {part!r} has a character that cannot be shown, which no system takes; remove it")
+    if part[-1] in ". ":
+        bare = part.rstrip(". ") or "my_style"
+        raise ValueError(f"the name {part!r} ends with a dot or a space, which Windows does not keep; give {bare!r}")
+    if _RESERVED.fullmatch(part):
+        raise ValueError(f"the name {part!r} is that of a device on Windows; give another, such as '_{part}'")
+    _require_short(part)
+
+
+def _require_short(part: str, added: int = 0) -> None:
+    """ValueError for a name that is too long, with so many bytes added to it."""
+    room, length = _LONGEST_NAME - added, len(part.encode())
+    if length > room:
+        raise ValueError(
+            f"the name '{part[:20]}…' is too long: it has {length} bytes (a letter beyond a to z counts 2 to 4), and"
+            f" {room} are the most; shorten it"
+        )
 
 
 def _require_relative(folder: Path, name: str) -> None:
@@ -95,39 +144,119 @@ def require_size(name: str, shape: Sequence[int]) -> None:
         )
 
 
+class DiskFullError(ValueError):
+    """There is no room for a file."""
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
 
     If the body raises, the temporary file is removed and `path` stays as it was. See also `without_writing`.
+
+    Raises:
+        DiskFullError: there is no room for it; names the folder.
+        PermissionError: `path` exists and another program keeps it open (on Windows), after some seconds of waiting.
     """
     if not _writes.get():
         with tempfile.TemporaryDirectory() as elsewhere:
             yield Path(elsewhere) / path.name
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
-    os.close(handle)
+    with _room_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
+        os.close(handle)
+        try:
+            yield Path(temporary)
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            _replace(os.replace, temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    sys.audit(WRITTEN, str(path))
+
+
+@contextmanager
+def _room_told(path: Path) -> Iterator[None]:
+    """A full disk is told in one sentence, when what was written on the way is removed."""
     try:
-        yield Path(temporary)
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        yield
+    except Exception as error:  # libraries have types of their own for it
+        if not _is_full(error):
+            raise
+        free = amount(free_bytes(path.parent))
+        raise DiskFullError(
+            f"there is no room for '{path.name}' in the folder '{path.parent}' ({free} are free there)"
+        ) from error
+
+
+def _is_full(error: Exception) -> bool:
+    return (isinstance(error, OSError) and error.errno in _FULL) or bool(_FULL_WORDS.search(str(error)))
+
+
+def _replace(rename: Callable[[str, Path], None], temporary: str, path: Path) -> None:
+    """Renames; a file that another program has open is waited for."""
+    deadline = time.monotonic() + _IN_USE_SECONDS
+    while True:
+        try:
+            return rename(temporary, path)
+        except PermissionError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_IN_USE_PAUSE)
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder; of its nearest parent where there is none yet."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def amount(count: int) -> str:
+    """ "1.5 MB"."""
+    size, units = float(count), iter(("bytes", "kB", "MB", "GB"))
+    unit = next(units)
+    while size >= 1000 and unit != "GB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def require_writable(path: Path) -> None:
+    """Refuses a file that could not be written later, by beginning to.
+
+    Raises:
+        ValueError: it says why.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
+        os.close(handle)
+        os.unlink(temporary)
+    except OSError as error:
+        raise ValueError(
+            f"'{path.name}' cannot be written into the folder '{path.parent}' ({error.strerror}); make room, allow it,"
+            " or choose another name"
+        ) from error
+
+
+def numbered(folder: Path, name: str, number: int, ending: str = "") -> Path:
+    """Path of "name" with an ending, for numbers from 2 on of "name_00002".
+
+    Raises:
+        ValueError: the name leads out of the folder or is none (`confined`), or is too long to be numbered and written.
+    """
+    _require_short(confined(folder, name).name, len(f"_{_LARGEST_NUMBER}{ending}") + _PART_BYTES)
+    return confined(folder, f"{name}{ending}" if number == 1 else f"{name}_{number:05d}{ending}")
 
 
 def free_folder(folder: Path, name: str) -> Path:
-    """Path for a new folder in another, "name"; where that exists, "name_00002" and so on.
-
-    Raises:
-        ValueError: the name leads out of the folder or is none (`confined`).
-    """
-    path, number = confined(folder, name), 2
-    while path.exists():
-        path, number = confined(folder, f"{name}_{number:05d}"), number + 1
+    """Path for a new folder in another, "name"; where that exists, "name_00002" and so on; raises as `numbered`."""
+    number = 1
+    while (path := numbered(folder, name, number)).exists():
+        number += 1
     return path
 
 
@@ -146,15 +275,16 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         return
     if path.exists():
         raise ValueError(f"'{path.name}' exists already; choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART))
-    try:
-        yield temporary
-        _settle(temporary)
-        os.rename(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _room_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
+        try:
+            yield Path(temporary)
+            _settle(Path(temporary))
+            _replace(os.rename, temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _settle(folder: Path) -> None:

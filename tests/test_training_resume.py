@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import closing
 
 import pytest
 import torch
@@ -98,11 +99,13 @@ def test_other_settings_begin_a_run_of_their_own(tmp_path):
 
 def test_another_dataset_or_model_is_another_run(tmp_path):
     job = tiny_job(tmp_path)
-    run = open_run(tmp_path / "runs", "style", job.identity(), "auto")
+    with closing(open_run(tmp_path / "runs", "style", job.identity(), "auto")) as run:
+        pass
     for changed in (tiny_job(tmp_path, dataset=tiny_dataset(tmp_path / "more", count=4)), tiny_job(tmp_path, seed=1)):
         assert changed.identity() != job.identity()
-    assert open_run(tmp_path / "runs", "style", job.identity(), "auto").path == run.path  # it never began
-    assert open_run(tmp_path / "runs", "style", job.identity(), "new").path != run.path
+    with closing(open_run(tmp_path / "runs", "style", job.identity(), "auto")) as again:
+        assert again.path == run.path  # it never began
+        assert open_run(tmp_path / "runs", "style", job.identity(), "new").path != run.path
 
 
 def test_states_are_written_every_n_steps_and_the_last_k_are_kept(tmp_path):

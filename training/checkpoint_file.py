@@ -131,6 +131,45 @@ def write_checkpoint(
         os.fsync(new.fileno())
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file of tensors as they are, whole or not at all, with one of them at a time in memory.
+
+    Args:
+        path: of the new file.
+        tensors: by key, on any device.
+        metadata: of the file.
+
+    Raises:
+        DiskFullError: there is no room for it (`files.written_whole`).
+    """
+    header, ordered = _begun(tensors, metadata)
+    with written_whole(path) as temporary, open(temporary, "wb") as new:
+        new.write(header)
+        for tensor in ordered:
+            new.write(_bytes_of(tensor.detach().cpu()))
+
+
+def size_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Bytes of the file that `write_tensors` makes of them."""
+    return len(_begun(tensors, metadata)[0]) + sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+
+
+def _begun(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[Tensor]]:
+    """A file's header, and the tensors in their order: those of wide numbers first, as readers map them where they
+    lie, which must be a multiple of their width."""
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    entries, offset = {}, 0
+    for key, tensor in ordered:
+        end = offset + tensor.numel() * tensor.itemsize
+        entries[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    return _header(metadata, entries), [tensor for _, tensor in ordered]
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
 def _header(metadata: Mapping[str, str], entries: Mapping[str, Any]) -> bytes:
     """A safetensors file's beginning: its length, then the table of contents."""
     header = json.dumps({"__metadata__": metadata, **entries}, ensure_ascii=False).encode()
@@ -304,7 +343,7 @@ def _write_tensor(file: IO[bytes], key: str, tensor: Tensor, dtype: torch.dtype)
     values = tensor.detach().to("cpu", dtype).contiguous()
     if not torch.isfinite(values.float()).all():
         raise ValueError(f"the tensor '{key}' is not finite in {dtype}; save in bf16 or fp32")
-    file.write(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+    file.write(_bytes_of(values))
 
 
 def _copy(new: IO[bytes], old: IO[bytes], begin: int, length: int) -> None:

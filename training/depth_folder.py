@@ -20,7 +20,7 @@ from ..depth.layouts import Found, Pair, find_pairs, load_pair
 from .buckets import Size, Sizes
 from .dataset import Item, LatentDataset
 from .encoding import Cache, Encoders, Job, MakeProgress, bar, placed_item, reason_of, unreadable
-from .images import ImageFacts, content_key, image_facts, named, placed, read_image
+from .images import ImageFacts, content_key, image_facts, is_facts, is_key, named, placed, read_image
 from .records import Records
 
 _LOG = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ def _looked_at(
         with bar(progress, len(pairs)) as advance:
             for pair in pairs:
                 try:
-                    facts = records.of(pair.image, pair.name, lambda path: asdict(image_facts(path)))
-                    depth = records.of(pair.depth, f"{pair.name}/depth", content_key)
+                    facts = records.of(pair.image, pair.name, lambda path: asdict(image_facts(path)), is_facts)
+                    depth = records.of(pair.depth, f"{pair.name}/depth", content_key, is_key)
                     known[pair.name] = (ImageFacts(**facts), depth)
                 except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more
                     skipped[pair.name] = reason_of(error)

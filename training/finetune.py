@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import DiskFullError, require_writable
 from ..samplers.parameterization import FlowParameterization
 from .adapters import Trained, trainable
 from .checkpointing import checkpointed
@@ -23,6 +24,7 @@ from .identity import Facts, facts_of
 from .insertion import float32_network
 from .layers import LoraSettings
 from .loop import Loop, MicroBatch, StepReport, autocast_dtype
+from .lora_file import free_path
 from .memory import estimate, is_out_of_memory, memory_of, require_room
 from .metadata import Run, lora_metadata
 from .pair_dataset import PairDataset
@@ -34,7 +36,7 @@ from .record import LOG, Events, JsonLines, Sink, TensorBoard, clock, failure_to
 from .run_folder import RunFolder, open_run
 from .sample_files import save_samples
 from .settings import TrainSettings
-from .signals import ignored
+from .signals import delayed, ignored
 from .validation import Validation
 
 _LOG = logging.getLogger(__name__)
@@ -154,19 +156,26 @@ def finetune(job: Job, progress: Progress) -> Finetuned:
         if autocast_dtype(job.settings.optimizer.precision, job.backbone.device) is None:
             stack.enter_context(float32_network(job.backbone))
         stack.enter_context(checkpointed(job.backbone.module, job.settings.optimizer.checkpointing))
-        return _Session(job, adapters, progress, processes, originals).run()
+        folder = _opened(job, processes)
+        stack.callback(folder.close)
+        return _Session(job, folder, adapters, progress, processes, originals).run()
 
 
 class _Session:
     """One sitting of a run: from its beginning or its last state to its end or its interruption."""
 
     def __init__(
-        self, job: Job, adapters: Trained, progress: Progress, processes: Processes, originals: Mapping[int, int]
+        self,
+        job: Job,
+        folder: RunFolder,
+        adapters: Trained,
+        progress: Progress,
+        processes: Processes,
+        originals: Mapping[int, int],
     ) -> None:
         self._job, self._adapters, self._progress, self._processes = job, adapters, progress, processes
-        self._originals = originals
-        self._folder: RunFolder = _opened(job, processes)
-        state = self._folder.resumed()
+        self._folder, self._originals = folder, originals
+        state = folder.resumed()
         self._loop = Loop(job.backbone, job.dataset, adapters, job.settings, processes, state)
         self._resumed_at = self._saved_at = self._loop.step
         self._began, self._timer = time.time(), time.monotonic()
@@ -184,7 +193,8 @@ class _Session:
         except BaseException as error:
             self._rescue(error)
             raise
-        return self._save()
+        with delayed():
+            return self._save()
 
     def _introduce(self) -> None:
         """Says what will be trained, and refuses what does not fit."""
@@ -271,8 +281,8 @@ class _Session:
         """Saves, validates and samples, as far as each is due or asked for; whether the run is to end here."""
         step, watch, keeping = self._loop.step, self._job.watch, self._job.keeping
         asked, self._asked = self._asked, ""
-        if keeping.save_every and step % keeping.save_every == 0:
-            self._save_state()
+        if keeping.save_every and step % keeping.save_every == 0 and step < self._job.settings.steps:
+            self._tell_failures(self._keep() if self._processes.is_writer else _Kept())
         if self._validation is not None and step % watch.validate_every == 0:
             self._phase("validating")
             with self._loop.product_in_place():
@@ -299,26 +309,54 @@ class _Session:
                 raise
             self._say(f"memory ran out while the samples of step {step} were drawn: left out; make them smaller")
             return
-        saved, preview = save_samples(self._folder.path / "samples", step, pictures)
+        try:
+            saved, preview = save_samples(self._folder.path / "samples", step, pictures)
+        except DiskFullError as error:
+            self._say(f"the samples of step {step} are left out: {error}")
+            return
         self._add({"kind": "samples", "step": step, "files": [path.name for path in saved]})
         self._progress.update(step, "samples saved", preview)
 
+    def _save(self) -> Finetuned:
+        """The product and the state of the steps that were made.
+
+        Raises:
+            ValueError: there is no product; says what there is.
+        """
+        kept = self._keep()
+        if kept.result is None:
+            raise ValueError(f"{kept.told}; queue again to go on from there") from kept.error
+        self._tell_failures(kept)
+        self._progress.event({"kind": "saved", "step": self._loop.step, "name": kept.result.name})
+        return replace(kept.result, name=self._processes.told(kept.result.name))
+
+    def _keep(self) -> _Kept:
+        """The product first, then the state; where one cannot be saved, the other is."""
+        self._phase("saving")
+        kept, step = _Kept(), self._loop.step
+        try:
+            kept.result = self._saved_product()
+            kept.facts.append(f"{step} steps are saved as '{kept.result.name}'")
+        except Exception as error:  # whatever it is, the state is saved
+            kept.failed(f"the {'checkpoint' if self._job.lora.full else 'LoRA'} of {step} steps is not saved", error)
+        try:
+            self._save_state()
+            kept.facts.append(f"the state of step {self._saved_at} is kept in '{self._folder.states}'")
+        except Exception as error:
+            kept.failed(f"the state of step {step} is not saved", error)
+        return kept
+
+    def _tell_failures(self, kept: _Kept) -> None:
+        if kept.failures:
+            self._say(kept.told)
+
     def _save_state(self) -> None:
         if self._processes.is_writer and self._loop.step > self._saved_at:
-            self._phase("saving")
             for sink in self._sinks:
                 sink.flush()  # first: a run that goes on from this state keeps the log up to it
             self._folder.save(self._loop.state(), self._job.keeping.keep)
             self._add({"kind": "state", "step": self._loop.step})
             self._saved_at = self._loop.step
-
-    def _save(self) -> Finetuned:
-        """The state and the product of the steps that were made."""
-        self._save_state()
-        self._phase("saving")
-        result = self._saved_product()
-        self._progress.event({"kind": "saved", "step": self._loop.step, "name": result.name})
-        return replace(result, name=self._processes.told(result.name))
 
     def _saved_product(self) -> Finetuned:
         """The product, in its file; of several processes only the writer writes it."""
@@ -352,13 +390,39 @@ class _Session:
         if self._loop.step == self._resumed_at:
             return
         with ignored():
-            self._save_state()
-            name = self._saved_product().name
-        self._progress.event({"kind": "saved", "step": self._loop.step, "name": name})
-        kept = f"{self._loop.step} steps are saved as '{name}'; queue again to go on from there"
-        _LOG.warning("The run '%s' ended early (%s): %s", self._folder.path.name, type(error).__name__, kept)
+            kept = self._keep()
+        if kept.result is not None:
+            self._progress.event({"kind": "saved", "step": self._loop.step, "name": kept.result.name})
+        told = f"{kept.told}; queue again to go on from there"
+        _LOG.warning("The run '%s' ended early (%s): %s", self._folder.path.name, type(error).__name__, told)
         if isinstance(error, ValueError):
-            error.args = (f"{error}; {kept}",)
+            error.args = (f"{error}; {told}",)
+
+
+@dataclass
+class _Kept:
+    """What a moment of saving has come to.
+
+    Args:
+        result: the product; None where it could not be saved.
+        facts, failures: what is on disk and what is not, a clause each.
+        error: of the last failure.
+    """
+
+    result: Finetuned | None = None
+    facts: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def told(self) -> str:
+        """All of it."""
+        return "; ".join([*self.failures, *self.facts])
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Notes what could not be saved, and why."""
+        self.failures.append(f"{what}: {error}")
+        self.error = error
 
 
 def _networks(job: Job) -> nn.Module:
@@ -383,12 +447,23 @@ def _without_worst(job: Job, progress: Progress) -> TrainingDataset:
 
 def _opened(job: Job, processes: Processes) -> RunFolder:
     """The run's folder: the writer chooses or makes it, and tells the others which."""
-    keeping, identity, facts, chosen = job.keeping, job.identity(), job.facts(), ""
+    keeping, identity, facts = job.keeping, job.identity(), job.facts()
+    chosen, lock = "", None
     if processes.is_writer:
+        _require_writable(job.output)
         folder = open_run(keeping.root, job.output.name, identity, keeping.resume, facts)
+        lock = folder.lock
         chosen = json.dumps([str(folder.path), folder.state and str(folder.state), folder.note])
     path, state, note = json.loads(processes.told(chosen))
-    return RunFolder(Path(path), identity, Path(state) if state else None, facts, note)
+    return RunFolder(Path(path), identity, Path(state) if state else None, facts, note, lock)
+
+
+def _require_writable(output: Output) -> None:
+    """ValueError where the product could not be written, before anything is trained."""
+    try:
+        require_writable(free_path(output.folder, output.name))
+    except ValueError as error:
+        raise ValueError(f"output_name: {error}") from error
 
 
 def _validation(job: Job, loop: Loop) -> Validation | None:

@@ -13,7 +13,17 @@ from .choices import ALPHAS
 from .dataset import LatentDataset
 from .encoding import Cache, Encoders, Job, MakeProgress, bar, placed_item, reason_of, require_floor, unreadable
 from .folders import Picture, find_pictures, unread_folders, unread_pictures
-from .images import ImageFacts, content_key, image_facts, named, read_alpha, read_image, read_mask
+from .images import (
+    ImageFacts,
+    content_key,
+    image_facts,
+    is_facts,
+    is_key,
+    named,
+    read_alpha,
+    read_image,
+    read_mask,
+)
 from .records import Records
 
 _LOG = logging.getLogger(__name__)
@@ -116,10 +126,10 @@ class _Files:
 
     def _look_at(self, picture: Picture, masks: bool) -> str:
         try:
-            found = self._records.of(picture.path, picture.name, lambda path: asdict(image_facts(path)))
+            found = self._records.of(picture.path, picture.name, lambda path: asdict(image_facts(path)), is_facts)
             self._facts[picture.name] = ImageFacts(**found)
             if masks and picture.mask is not None:
-                key = self._records.of(picture.mask, f"{picture.name}/mask", content_key)
+                key = self._records.of(picture.mask, f"{picture.name}/mask", content_key, is_key)
                 self._masks[picture.name] = f"{key}-grey"
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more for broken files
             return reason_of(error)

@@ -12,19 +12,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..files import TooLargeError, require_size, sha256_of
+from ..files import PICTURES, TooLargeError, require_size, sha256_of
 from .buckets import Size, cover
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """What is read always; of a GIF its first frame."""
 _WITH_PLUGIN = (".avif", ".heic", ".heif", ".jxl")
 """What is read where this Pillow, or a plugin that registered itself, reads it."""
-_PICTURES = (
-    *_WITH_PLUGIN,
-    *(".jpe", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".svg", ".ico", ".hdr", ".qoi", ".pcx", ".ppm", ".pgm"),
-    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
-)
-"""Extensions of pictures: those that are not read are named."""
 _BRIGHTEST_OF_ONE, _DARKEST_OF_255 = 1.0, 16.0
 _NAMED_AT_MOST = 5
 _TRANSPARENT_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -71,7 +65,18 @@ def is_image(path: Path) -> bool:
 
 def is_unread_picture(path: Path) -> bool:
     """Whether a file is a picture of a format that is not read here, by its extension."""
-    return path.suffix.lower() in _PICTURES and not is_image(path)
+    return path.suffix.lower() in PICTURES and not is_image(path)
+
+
+def is_facts(found: object) -> bool:
+    """Whether a JSON value is an `ImageFacts` as a dictionary."""
+    kinds = {"content": str, "width": int, "height": int, "transparent": bool}
+    return isinstance(found, dict) and {key: type(value) for key, value in found.items()} == kinds
+
+
+def is_key(found: object) -> bool:
+    """Whether a JSON value is a `content_key`."""
+    return isinstance(found, str)
 
 
 def image_facts(path: Path) -> ImageFacts:

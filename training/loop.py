@@ -25,7 +25,7 @@ from .parallel import Processes
 from .port import Backbone, TrainingDataset
 from .settings import TrainSettings
 from .signals import delayed
-from .state import State, restore
+from .state import State, require_fit, restore
 from .transfer import to_device
 from .transport import transported
 
@@ -362,6 +362,7 @@ class Loop:
         )
 
     def _restore(self, state: State) -> None:
+        require_fit(state, self._parameters, self._averages.values, self._optimizer, self._scaler.state_dict())
         restore(self._parameters, state.parameters)
         restore(self._averages.values, state.averages)
         self._optimizer.load_state_dict(state.optimizer)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..files import confined, written_whole
+from ..files import confined, numbered, written_whole
 
 SUFFIX = ".safetensors"
 _ENDINGS = (
@@ -32,13 +32,12 @@ def free_path(folder: Path, name: str) -> Path:
     """Path for a new LoRA, "name.safetensors"; where that exists, "name_00002.safetensors" and so on.
 
     Raises:
-        ValueError: the name leads out of the folder or is no file name (`files.confined`).
+        ValueError: the name leads out of the folder or is no file name (`files.numbered`).
     """
     confined(folder, name)
-    stem = name.removesuffix(SUFFIX)
-    path, number = confined(folder, stem + SUFFIX), 2
-    while path.exists():
-        path, number = confined(folder, f"{stem}_{number:05d}{SUFFIX}"), number + 1
+    number = 1
+    while (path := numbered(folder, name.removesuffix(SUFFIX), number, SUFFIX)).exists():
+        number += 1
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import written_whole
+from .checkpoint_file import write_tensors
 from .pair_dataset import PairDataset
 from .port import Backbone, Progress
 
@@ -68,6 +68,8 @@ def _read(path: Path, count: int) -> Tensor:
     if path.is_file():
         try:
             found = load_file(path)[_DISTANCES][:count]
+            if found.ndim != 1 or found.dtype != torch.float32:
+                raise ValueError(f"they are {found.dtype} of the shape {tuple(found.shape)}")
             known[: len(found)] = found
         except Exception as error:  # safetensors raises its own type; distances can always be measured again
             _LOG.warning("The distances in %s cannot be read (%s) and are measured again", path, error)
@@ -75,7 +77,7 @@ def _read(path: Path, count: int) -> Tensor:
 
 
 def _write(path: Path, known: Tensor) -> None:
-    from safetensors.torch import save_file
-
-    with written_whole(path) as temporary:
-        save_file({_DISTANCES: known}, str(temporary))
+    try:
+        write_tensors(path, {_DISTANCES: known}, {})
+    except (OSError, ValueError) as error:
+        _LOG.warning("The distances of pairs cannot be kept (%s) and are measured again the next time", error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from torch import Tensor
 
 from ..files import written_whole
 from . import draws
+from .checkpoint_file import write_tensors
 from .choices import DAMAGED
 from .identity import Facts, all_differences
 from .images import named
+from .lock import Lock
+from .manifest import VERSION, parsed
 from .records import Records
 from .shard_file import ShardFile
 from .shards import DIGEST, content_digest, kept_open, require_whole
@@ -30,6 +34,7 @@ from .shards import DIGEST, content_digest, kept_open, require_whole
 _LOG = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 _PATTERN = "pairs-*.safetensors"
+_VERSION = 1
 _IDENTITY, _FACTS = "identity", "facts"
 _PROBE = 8
 
@@ -128,6 +133,9 @@ class PairStore:
         """Numbers of the pairs that there are (N,) int64, ascending."""
         return torch.nonzero(self._shard >= 0).squeeze(1)
 
+    def __contains__(self, pair: int) -> bool:
+        return bool(self._shard[pair] >= 0)
+
     def missing(self, share: Share) -> Tensor:
         """Numbers of a share's pairs that there are not (N,) int64, ascending."""
         own = torch.arange(share.number - 1, self.count, share.of)
@@ -136,9 +144,18 @@ class PairStore:
     def write_manifest(self, about: Mapping[str, Any]) -> None:
         """Writes what the pairs are made with, and what else is known of it; a manifest that is there stays."""
         if not (self.folder / MANIFEST).exists():
-            text = json.dumps({_IDENTITY: self._identity, _FACTS: self._facts, "about": dict(about)}, indent=1)
+            known = {VERSION: _VERSION, _IDENTITY: self._identity, _FACTS: self._facts}
+            text = json.dumps({**known, "about": dict(about)}, indent=1)
             with written_whole(self.folder / MANIFEST) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+
+    def lock(self, share: Share) -> Lock:
+        """Keeps others from making the same share, until it is closed; ValueError where another makes it."""
+        return Lock(
+            self.folder / f".lock-{share.number:04d}of{share.of:04d}",
+            f"folder: shard {share.number} of {share.of} of the pairs in '{self.folder.name}' is made",
+            "wait until it has ended, or give each machine another number in shard",
+        )
 
     def tidy(self, share: Share) -> None:
         """Removes what a process that was killed left of shards of a share that it was writing."""
@@ -147,8 +164,6 @@ class PairStore:
 
     def write(self, run: Run, share: Share) -> None:
         """Writes pairs as a shard, whole or not at all."""
-        from safetensors.torch import save_file
-
         shape, count = tuple(run.latents.shape[1:]), len(run.captions)
         probes = [self.noise(shape, run.first + i * run.stride).flatten()[:_PROBE] for i in range(count)]
         tensors = {
@@ -159,8 +174,7 @@ class PairStore:
         }
         name = f"{self._prefix(share)}{run.first:09d}.safetensors"
         metadata = {DIGEST: content_digest(sorted(tensors.items())), _IDENTITY: self.identity_digest}
-        with written_whole(self.folder / name) as temporary:
-            save_file(tensors, str(temporary), metadata)
+        write_tensors(self.folder / name, tensors, metadata)
         self._forget(self.folder / name)
         self._verified.add(self.folder / name)
         self._take(self.folder / name, run.first, run.stride, count)
@@ -211,7 +225,7 @@ class PairStore:
         for path in sorted(self.folder.rglob(_PATTERN)):
             name = path.relative_to(self.folder).as_posix()
             try:
-                identity, first, stride, count = self._records.of(path, name, self._verify)
+                identity, first, stride, count = self._records.of(path, name, self._verify, _are_facts)
                 self._require_own(identity)
             except Exception as error:  # safetensors raises its own type; whatever it is, the shard is not used
                 self.damaged[name] = " ".join(str(error).split())
@@ -224,7 +238,8 @@ class PairStore:
     def _take(self, path: Path, first: int, stride: int, count: int) -> None:
         """Notes where the pairs of a shard are; a pair that is in another shard already stays there."""
         self._paths.append(path)
-        rows = torch.arange(count, dtype=torch.int32)
+        below = max(0, -((first - self.count) // stride))
+        rows = torch.arange(min(count, below), dtype=torch.int32)
         pairs = first + stride * rows.long()
         wanted = pairs < self.count
         pairs, rows = pairs[wanted], rows[wanted]
@@ -264,10 +279,9 @@ class PairStore:
     def _verify(self, path: Path) -> list[Any]:
         """Identity, first pair, stride and number of pairs of a shard that is whole."""
         require_whole(path)
-        with ShardFile(path) as file:
-            facts = [file.metadata.get(_IDENTITY, ""), *file.tensor("pairs").tolist()]
+        opened = _Opened(path)
         self._verified.add(path)
-        return facts
+        return [opened.identity, *opened.numbers]
 
 
 class _Opened:
@@ -275,13 +289,33 @@ class _Opened:
 
     def __init__(self, path: Path) -> None:
         self._file = ShardFile(path)
-        self.captions: list[str] = json.loads(bytes(self._file.tensor("captions").numpy()))
+        self.identity = self._file.metadata.get(_IDENTITY, "")
+        self.numbers: list[int] = self._file.tensor("pairs").tolist()
+        self.captions: list[str] = json.loads(self._file.tensor("captions").numpy().tobytes())
         self.probes = self._file.tensor("noise_begins")
         self.shape = self._file.shape("latents")[1:]
+        self._require_one_count()
+
+    def _require_one_count(self) -> None:
+        """ValueError where the parts of the shard do not fit together."""
+        facts, latents = [self.identity, *self.numbers], self._file.shape("latents")
+        if not _are_facts(facts) or len(latents) != 4 or not self._file.is_floating("latents"):
+            raise ValueError(f"its numbers {self.numbers} or its latents {latents} are of another form")
+        texts = isinstance(self.captions, list) and all(isinstance(caption, str) for caption in self.captions)
+        probes = self.probes.shape == (latents[0], min(_PROBE, math.prod(self.shape)))
+        if not texts or not probes or not len(self.captions) == latents[0] == self.numbers[2]:
+            raise ValueError(f"its captions, noises and latents are not those of {self.numbers[2]} pairs")
 
     def latent(self, row: int) -> Tensor:
         """The latent (1, C, H, W) of a row, float32."""
         return self._file.row("latents", row)[None].float()
+
+
+def _are_facts(found: object) -> bool:
+    """Whether this is what is recorded of a shard: identity, first pair, stride and number of pairs."""
+    if not isinstance(found, list) or [type(value) for value in found] != [str, int, int, int]:
+        return False
+    return found[1] >= 0 and found[2] >= 1 and found[3] >= 1
 
 
 def _digest(identity: Mapping[str, Any]) -> str:
@@ -294,8 +328,8 @@ def _require_same(folder: Path, identity: Mapping[str, Any], facts: Mapping[str,
     if not path.exists():
         return
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        known = dict(about[_IDENTITY])
+        about = parsed(path.read_text(encoding="utf-8"), _VERSION, {_IDENTITY: dict})
+        known = about[_IDENTITY]
     except Exception as error:
         raise ValueError(
             f"folder: the manifest '{folder.name}/{MANIFEST}' cannot be read ({error}); delete it (the shards know what"

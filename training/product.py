@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from ..files import remove_parts
+from ..files import confined, remove_parts
 from .adapters import Trained
 from .checkpoint_file import save_checkpoint
 from .choices import DTYPES
-from .lora_file import free_path, save_lora
+from .lora_file import SUFFIX, free_path, save_lora
 from .metadata import Run, checkpoint_metadata, lora_metadata
 from .run_folder import RunFolder
 
@@ -67,14 +68,25 @@ class Finetuned:
     losses: list[float]
 
 
-def path_of(output: Output, folder: RunFolder) -> Path:
-    """The run's own file, if it has saved one before and it is still there; else a new one, numbered where needed."""
-    own = output.folder / folder.product if folder.product else None
-    return own if own is not None and own.exists() else free_path(output.folder, output.name)
+def path_of(output: Output, folder: RunFolder, steps: int) -> Path:
+    """The run's own file, if it has saved one before and it is still there; else a new one, numbered where needed.
+
+    What the run's folder says of it counts only where it is a file of this run's name. A run that began anew replaces
+    no file of more steps than it has made itself.
+    """
+    name = folder.product.replace("\\", "/")
+    stem = re.escape(output.name.replace("\\", "/").removesuffix(SUFFIX))
+    if name and re.fullmatch(rf"{stem}(_\d{{5}})?{re.escape(SUFFIX)}", name):
+        own = confined(output.folder, name)
+        if own.is_file() and folder.replaces(steps):
+            return own
+    elif name:
+        _LOG.warning("The run '%s' says that its file is '%s', which it is not.", folder.path.name, name[:200])
+    return free_path(output.folder, output.name)
 
 
 def save_product(output: Output, folder: RunFolder, trained: Trained, run: Run, losses: list[float]) -> Finetuned:
-    """Writes the file, whole or not at all.
+    """Writes the file, whole or not at all; under another name where another program keeps the run's own file open.
 
     Args:
         output: where it goes.
@@ -82,18 +94,36 @@ def save_product(output: Output, folder: RunFolder, trained: Trained, run: Run, 
         trained: the values to save stand in it.
         run: what its metadata says.
         losses: of each step done.
+
+    Raises:
+        DiskFullError: there is no room for it; names the folder.
     """
-    path = path_of(output, folder)
+    path = path_of(output, folder, run.steps)
     remove_parts(path.parent, path.name)
-    run = replace(run, title=path.stem)
-    state, metadata = (_save_checkpoint if run.lora.full else _save_lora)(path, output, trained, run)
-    name = str(path.relative_to(output.folder))
-    folder.record_product(name)
+    try:
+        state, metadata = _written(path, output, folder, trained, run)
+    except PermissionError as error:
+        taken, path = path, free_path(output.folder, output.name)
+        if not taken.exists() or path == taken:
+            raise
+        _LOG.warning("'%s' is kept open by another program (%s): saved as '%s' instead", taken, error, path.name)
+        state, metadata = _written(path, output, folder, trained, run)
     _LOG.info("%d steps saved: %s", run.steps, path)
-    return Finetuned(name, state, metadata, list(losses))
+    return Finetuned(_name_of(path, output), state, metadata, list(losses))
+
+
+def _name_of(path: Path, output: Output) -> str:
+    return str(path.relative_to(output.folder))
 
 
 Written = tuple[dict[str, Tensor], dict[str, str]]
+
+
+def _written(path: Path, output: Output, folder: RunFolder, trained: Trained, run: Run) -> Written:
+    run = replace(run, title=path.stem)
+    # Before: of a process that is killed in between, the next one knows the file as its own.
+    folder.record_product(_name_of(path, output), run.steps)
+    return (_save_checkpoint if run.lora.full else _save_lora)(path, output, trained, run)
 
 
 def _save_lora(path: Path, output: Output, trained: Trained, run: Run) -> Written:

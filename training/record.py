@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..files import written_whole
+from .manifest import parsed
 from .port import Progress
 
+_LOG = logging.getLogger(__name__)
 LOG = "log.jsonl"
 _FLUSH_SECONDS, _EVENT_SECONDS = 1.0, 0.25
 
@@ -38,26 +41,39 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in _lines(path) if json.loads(line).get("step", 0) <= step] if step else []
+        kept = [line for line, of_step in _lines(path) if of_step <= step] if step else []
         with written_whole(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._path, self._flushed, self._told = path, time.monotonic(), False
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed by close)
-        self._flushed = time.monotonic()
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Appends a line."""
-        self._file.write(json.dumps(entry) + "\n")
+        with self._going_on():
+            self._file.write(json.dumps(entry) + "\n")
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Hands what was added to the system."""
-        self._file.flush()
+        with self._going_on():
+            self._file.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._file.close()
+        with self._going_on():
+            self._file.close()
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A full disk ends no training: it is told once, and what the log lacks is lost."""
+        try:
+            yield
+        except OSError as error:
+            if not self._told:
+                _LOG.warning("The log %s has gaps: %s", self._path, error)
+            self._told = True
 
 
 class TensorBoard:
@@ -139,16 +155,10 @@ def clock(seconds: float) -> str:
     return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines of a log; a last one that was cut short is left out."""
+def _lines(path: Path) -> Iterator[tuple[str, int]]:
+    """The entries of a log with their steps; a line that was cut short is left out."""
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [line for line in lines if _is_json(line)]
-
-
-def _is_json(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        with suppress(ValueError):
+            yield line, parsed(line, 1, {"kind": str, "step": int})["step"]

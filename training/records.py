@@ -28,8 +28,10 @@ class Records:
         self._known = _read(path)
         self._kept: dict[str, list[Any]] = {}
 
-    def of(self, file: Path, name: str, look: Callable[[Path], Any]) -> Any:
+    def of(self, file: Path, name: str, look: Callable[[Path], Any], fits: Callable[[Any], bool]) -> Any:
         """The facts about a file: those recorded under `name`, else what `look` returns (JSON values).
+
+        Recorded facts for which `fits` is false are not of the form that `look` returns: they are looked for again.
 
         Raises:
             OSError: the file cannot be found.
@@ -37,7 +39,7 @@ class Records:
         """
         stamp = _stamp(file)
         known = self._known.get(name)
-        if known is None or known[:2] != stamp:
+        if known is None or known[:2] != stamp or not fits(known[2]):
             known = [*stamp, look(file)]
             if time.time_ns() - stamp[1] <= _SETTLED_NS:
                 return known[2]
@@ -56,8 +58,11 @@ class Records:
     def save(self) -> None:
         """Writes the facts about the files that were asked for, if they are not what the JSON file holds."""
         if self._kept != self._known:
-            with written_whole(self._path) as temporary:
-                temporary.write_text(json.dumps(self._kept), encoding="utf-8")
+            try:
+                with written_whole(self._path) as temporary:
+                    temporary.write_text(json.dumps(self._kept), encoding="utf-8")
+            except (OSError, ValueError) as error:  # nothing is lost but time
+                _LOG.warning("The record %s cannot be written (%s): every file is looked at again.", self._path, error)
             self._known = dict(self._kept)
 
 
@@ -72,6 +77,6 @@ def _read(path: Path) -> dict[str, list[Any]]:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         return {name: facts for name, facts in known.items() if isinstance(facts, list) and len(facts) == 3}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         _LOG.warning("The record %s cannot be read (%s): every file is looked at again.", path, error)
         return {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from .pairs import PairStore, Run, Share
 from .port import Backbone, Progress
 from .prompts import Prompts
 from .record import clock, failure_told
-from .shards import ShardStore
+from .shards import ShardStore, Unsaved
 from .teacher import BatchSize, Teacher, TeacherSettings
 
 _LOG = logging.getLogger(__name__)
@@ -37,8 +37,10 @@ _FORMAT = 1
 """Part of the pairs' identity: raise it when pairs of the same settings come out differently."""
 _INVERSIONS = "textual_inversions"
 _CHANNELS, _PIXELS = 4, 8
-_SHARD_PAIRS, _SHARD_SECONDS = 256, 20.0
-"""A shard is written when it has so many pairs, or when its first one is so old: what a crash can lose."""
+_SHARD_PAIRS = 256
+"""A shard is written when it has so many pairs, or when the next batch would end too late (`shards.Unsaved`)."""
+_BATCH_SECONDS = 12.0
+"""What a batch may take: what is on its way in it is lost at Cancel."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,25 @@ def _made(
     text_id = digest_of([maker.text_id, files]) if files else maker.text_id
     texts = ShardStore(folder / f"texts-{settings_key(text_id)}-{settings.dtype}")
     missing = store.missing(settings.share)
+    with store.lock(settings.share) if len(missing) else nullcontext():
+        _make(store, texts, missing, prompts, maker, settings, progress)
+    notes = _notes(store, settings)
+    return PairDataset(folder.name, store, texts, store.present, settings.size, notes, maker.text_id)
+
+
+def _make(
+    store: PairStore,
+    texts: ShardStore,
+    missing: Tensor,
+    prompts: Prompts,
+    maker: Maker,
+    settings: PairSettings,
+    progress: Callable[[int, str], Progress],
+) -> None:
+    """Encodes what the pairs need and makes those that are missing."""
+    folder = store.folder
     wanted = (prompts.at(pair, settings.seed) for pair in missing.tolist())
-    captions = chain(["", settings.negative], wanted, store.captions())
+    captions = itertools.chain(["", settings.negative], wanted, store.captions())
     total, title = 2 + len(missing) + len(store.present), f"Encoding prompts of {folder.name}"
     _encode(texts, captions, maker.encode, PAIR_DTYPES[settings.dtype], lambda: progress(total, title))
     if len(missing):
@@ -153,9 +172,7 @@ def _made(
             store.write_manifest(_about(backbone, maker))
             store.tidy(settings.share)
             making = _Making(store, texts, prompts, settings, Teacher(backbone, maker.flow, settings.teacher), bar)
-            making.run(missing, BatchSize(settings.batch_size, backbone.device))
-    notes = _notes(store, settings)
-    return PairDataset(folder.name, store, texts, store.present, settings.size, notes, maker.text_id)
+            making.run(missing, BatchSize(settings.batch_size, backbone.device, _BATCH_SECONDS))
 
 
 def pair_identity(prompts: Prompts, maker: Maker, settings: PairSettings) -> dict[str, Any]:
@@ -210,53 +227,64 @@ class _Making:
         self._teacher, self._progress = teacher, progress
         self._pending: list[tuple[int, str, Tensor]] = []
         self._done = self._total = self._steps = 0
-        self._began = self._oldest = time.monotonic()
+        self._began = time.monotonic()
 
     def run(self, pairs: Tensor, size: BatchSize) -> None:
         """Makes the pairs (N,), in their order; writes what is finished however it ends."""
-        self._total = len(pairs)
+        self._total, self._began = len(pairs), time.monotonic()
+        unsaved = Unsaved()
         try:
             while self._done < self._total:
-                self._done += size.run(lambda most: self._batch(pairs[self._done : self._done + most].tolist()))
-                if len(self._pending) >= _SHARD_PAIRS or time.monotonic() - self._oldest > _SHARD_SECONDS:
+                self._done += size.run(lambda most: self._batch(pairs[self._done : self._done + most].tolist(), size))
+                if len(self._pending) >= _SHARD_PAIRS or unsaved.is_due(size.expected):
                     self._flush()
+                    unsaved = Unsaved()
         finally:
             self._flush()
         self._tell()
 
-    def _batch(self, pairs: Sequence[int]) -> int:
-        """Makes pairs, all in one batch; how many."""
-        settings, count = self._settings, len(pairs)
-        captions = [self._prompts.at(pair, settings.seed) for pair in pairs]
-        latents = torch.stack(self._latents(pairs, captions)).to(PAIR_DTYPES[settings.dtype])
-        if not self._pending:
-            self._oldest = time.monotonic()
-        self._pending += zip(pairs, captions, latents, strict=True)
-        return count
+    def _batch(self, pairs: Sequence[int], size: BatchSize) -> int:
+        """Makes pairs, all in one batch; how many.
 
-    def _latents(self, pairs: Sequence[int], captions: Sequence[str]) -> list[Tensor]:
-        """The teacher's latents (C, h, w), in the pairs' order; captions of one length go through it together.
-
-        A caption keeps its own length, whatever else is in the batch: a pair depends on its number alone, and is what
-        ComfyUI's sampler makes of its caption.
+        Those whose captions have one length go through the teacher together, and are finished with it. A caption keeps
+        its own length, whatever else is in the batch: a pair depends on its number alone, and is what ComfyUI's
+        sampler makes of its caption.
         """
-        lengths: dict[int, list[int]] = {}
-        for place, caption in enumerate(captions):
-            lengths.setdefault(self._texts.shape(context_key(caption))[1], []).append(place)
-        made: dict[int, Tensor] = {}
-        for places in lengths.values():
-            made |= zip(places, self._taught([pairs[i] for i in places], [captions[i] for i in places]), strict=True)
-        return [made[place] for place in range(len(pairs))]
+        groups, total = self._groups(pairs), self._settings.teacher.steps * len(pairs)
+        done = 0
+        for group in groups:
+            ahead, steps = done, itertools.count(1)
 
-    def _taught(self, pairs: Sequence[int], captions: Sequence[str]) -> Tensor:
+            def stepped(ahead: int = ahead, steps: Iterator[int] = steps, count: int = len(group)) -> None:
+                self._steps += 1
+                self._tell()
+                size.require_in_time(len(pairs), min(1.0, (ahead + next(steps) * count) / total))
+
+            latents = self._taught(group, stepped).to(PAIR_DTYPES[self._settings.dtype])
+            self._pending += [(pair, caption, latent) for (pair, caption), latent in zip(group, latents, strict=True)]
+            done += self._settings.teacher.steps * len(group)
+        return len(pairs)
+
+    def _groups(self, pairs: Sequence[int]) -> list[list[tuple[int, str]]]:
+        """Pairs with their captions, those of one length together; without those of a batch that was given up on its
+        way after they were finished."""
+        finished = {pair for pair, _, _ in self._pending}
+        groups: dict[int, list[tuple[int, str]]] = {}
+        for pair in pairs:
+            if pair not in finished and pair not in self._store:
+                caption = self._prompts.at(pair, self._settings.seed)
+                groups.setdefault(self._texts.shape(context_key(caption))[1], []).append((pair, caption))
+        return list(groups.values())
+
+    def _taught(self, group: Sequence[tuple[int, str]], stepped: Callable[[], None]) -> Tensor:
         """Latents (B, C, h, w) of pairs whose captions have one length."""
-        settings, count = self._settings, len(pairs)
-        context, pooled = self._conditions(captions)
+        settings, count = self._settings, len(group)
+        context, pooled = self._conditions([caption for _, caption in group])
         width, height = settings.size
         shape = (_CHANNELS, height // _PIXELS, width // _PIXELS)
-        noise = torch.stack([self._store.noise(shape, pair) for pair in pairs])
+        noise = torch.stack([self._store.noise(shape, pair) for pair, _ in group])
         sizes = image_sizes(settings.size).expand(2 * count if settings.teacher.is_guided else count, -1)
-        return self._teacher(noise, context, pooled, sizes, self._stepped)
+        return self._teacher(noise, context, pooled, sizes, stepped)
 
     def _conditions(self, captions: Sequence[str]) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor | None]:
         """Contexts and pooled outputs as `Teacher` takes them."""
@@ -268,10 +296,6 @@ class _Making:
         if positive.shape[1] == negative.shape[1]:
             return torch.cat([positive, negative]), both
         return (positive, negative), both
-
-    def _stepped(self) -> None:
-        self._steps += 1
-        self._tell()
 
     def _tell(self) -> None:
         """Pairs made, teacher's steps a second and seconds left: on the bar and on the page."""
@@ -286,7 +310,7 @@ class _Making:
 
     def _flush(self) -> None:
         """Writes what is finished, a shard for each run of pairs that follow each other."""
-        for run in _runs(self._pending, self._settings.share.of):
+        for run in _runs(sorted(self._pending, key=lambda made: made[0]), self._settings.share.of):
             self._store.write(run, self._settings.share)
         self._pending = []
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_FLOATING = ("F64", "F32", "F16", "BF16")
 _OF_NUMPY = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -50,6 +51,10 @@ class ShardFile:
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, which is not read."""
         return tuple(self._numpy.get_slice(key).get_shape())
+
+    def is_floating(self, key: str) -> bool:
+        """Whether a tensor has floating point numbers; it is not read."""
+        return self._numpy.get_slice(key).get_dtype() in _FLOATING
 
     def tensor(self, key: str) -> Tensor:
         """A tensor as a copy of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..files import remove_parts, written_whole
+from ..files import remove_parts
+from .checkpoint_file import write_tensors
 from .key_index import KeyIndex
 from .records import Records
 from .shard_file import ShardFile
@@ -21,10 +23,31 @@ from .shard_file import ShardFile
 _LOG = logging.getLogger(__name__)
 DIGEST = "sha256"
 """Key of a shard's `content_digest` (names sorted) in its metadata."""
+LOST_AT_MOST = 20.0
+"""Seconds of work that a killed process may lose."""
+_WRITING = 3.0
+"""Seconds of them that writing may take."""
 _OPEN_AT_MOST = 32
 _PART_HOURS = 24.0
 """Half-written shards older than this are what a killed process left."""
 File = TypeVar("File")
+
+
+class Unsaved:
+    """How long work has been going on that is not on disk."""
+
+    def __init__(self) -> None:
+        self._began = self._last = time.monotonic()
+
+    def is_due(self, coming: float | None = None) -> bool:
+        """Called when a piece is done: whether the next one would be done too late to be waited for.
+
+        Args:
+            coming: seconds that it will take; None: as many as this one.
+        """
+        now = time.monotonic()
+        piece, self._last = now - self._last, now
+        return now - self._began + (piece if coming is None else coming) > LOST_AT_MOST - _WRITING
 
 
 class ShardStore:
@@ -34,7 +57,7 @@ class ShardStore:
     keys are missing and made again: at the start every header is read, and every shard in full that was not yet, or
     changed since (what was checked is kept in verified.json). A shard that is damaged behind the record's back is
     found when it is first read from. Shards appear whole or not at all; keys added and not flushed are lost with the
-    process.
+    process, at most `LOST_AT_MOST` seconds of work where making one takes less.
 
     Args:
         folder: of the shards; made when first written to.
@@ -44,6 +67,7 @@ class ShardStore:
     def __init__(self, folder: Path, shard_size: int = 64) -> None:
         self._folder, self._shard_size = folder, shard_size
         self._pending: dict[str, Tensor] = {}
+        self._unsaved = Unsaved()
         self._open: OrderedDict[Path, ShardFile] = OrderedDict()
         self._verified: set[Path] = set()
         self._records = Records(folder / "verified.json")
@@ -77,24 +101,22 @@ class ShardStore:
         with torch.inference_mode(False):
             copies = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
             self._pending.update(copies)
-        if len(self._pending) >= self._shard_size:
+        if self._unsaved.is_due() or len(self._pending) >= self._shard_size:
             self.flush()
 
     def flush(self) -> None:
         """Writes what was added to a new shard."""
         if not self._pending:
             return
-        from safetensors.torch import save_file
-
         ordered = dict(sorted(self._pending.items()))
         digest = content_digest(ordered.items())
         # The digest in the name keeps two processes that fill one cache from replacing each other's shards.
         path = self._folder / f"{self._next_number():05d}-{digest[:8]}.safetensors"
-        with written_whole(path) as temporary:
-            save_file(ordered, temporary, {DIGEST: digest})
+        write_tensors(path, ordered, {DIGEST: digest})
         self._verified.add(path)
         self._take(path, ordered)
         self._pending = {}
+        self._unsaved = Unsaved()
 
     def _next_number(self) -> int:
         numbers = (path.name[:5] for path in self._folder.glob("*.safetensors"))
@@ -110,7 +132,7 @@ class ShardStore:
             try:
                 with ShardFile(path) as file:
                     keys = file.keys()
-                self._records.of(path, path.name, self._verify)
+                self._records.of(path, path.name, self._verify, lambda found: found is True)
             except Exception as error:  # safetensors raises its own type; whatever it is, the shard is made again
                 _LOG.warning("The cached shard %s is damaged (%s): it is removed and made again.", path, error)
                 self.damaged.append(path.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ AUTO_LIMIT = 64
 _AUTO_CPU, _TRIAL = 4, 8
 _USED = 0.85
 """Part of the free memory that a batch may take."""
+_EARLY, _FAR = 0.5, 1.3
+"""A batch is given up before this part of it is done, where it will take so many times longer than it may."""
 
 
 @dataclass(frozen=True)
@@ -136,22 +139,31 @@ class Teacher:
         return alignment.velocity(output, x, t)
 
 
+class TooSlowError(Exception):
+    """A batch would take longer than may be lost; it is made again in parts."""
+
+
 class BatchSize:
-    """How many items go into one batch: what was asked for, or what fits; less after the memory ran out.
+    """How many items go into one batch: what was asked for, or what fits; less after the memory ran out, and where a
+    batch would take too long.
 
     Args:
         asked: items; 0 finds the largest number that fits, `AUTO_LIMIT` at most (4 on the CPU, where more is not
             faster).
         device: of the network.
+        seconds: that a batch of more than one item may take.
     """
 
-    def __init__(self, asked: int, device: torch.device) -> None:
-        self._device, self._limit = device, asked or (AUTO_LIMIT if device.type == "cuda" else _AUTO_CPU)
+    def __init__(self, asked: int, device: torch.device, seconds: float = math.inf) -> None:
+        self._device, self._seconds = device, seconds
+        self._limit = asked or (AUTO_LIMIT if device.type == "cuda" else _AUTO_CPU)
         self._grows = not asked and device.type == "cuda"
         self.now = 1 if self._grows else self._limit
+        self._in_time = self._limit
+        self._began, self._items, self._each = time.monotonic(), 0, 0.0
 
     def run(self, batch: Callable[[int], int]) -> int:
-        """Runs a batch of at most `now` items, again with half as many while memory runs out.
+        """Runs a batch of at most `now` items, again with fewer while memory runs out or it is too slow.
 
         Args:
             batch: makes at most so many items and returns how many it made.
@@ -164,21 +176,48 @@ class BatchSize:
         """
         while True:
             before, made = self._watched(), None
+            self._began, self._items = time.monotonic(), min(self.now, self._in_time)
             try:
-                made = batch(self.now)
+                made = batch(self._items)
+            except TooSlowError:
+                continue
             except RuntimeError as error:
-                if self.now == 1 or not is_out_of_memory(error):
+                if self._items == 1 or not is_out_of_memory(error):
                     raise
             if made is None:  # only here: the error's traceback held the batch's tensors
                 self._shrink()
                 continue
+            self._timed(made, 1.0)
             if self._grows and made == self.now:
                 self._grow(before)
             return made
 
+    @property
+    def expected(self) -> float:
+        """Seconds that the next batch will take, as the last one did."""
+        return self._each * min(self.now, self._in_time)
+
+    def require_in_time(self, items: int, share: float) -> None:
+        """Called on the way: TooSlowError where the batch will take far too long and not much of it is done.
+
+        Args:
+            items: in the batch.
+            share: of the batch that is done, above 0 and at most 1.
+        """
+        takes = (time.monotonic() - self._began) / share
+        if items > 1 and share <= _EARLY and takes > _FAR * self._seconds:
+            self._timed(items, share)
+            raise TooSlowError(f"{items} at a time would take {takes:.0f} s")
+
+    def _timed(self, items: int, share: float) -> None:
+        """Learns from `items` of which a share is done."""
+        self._each = (time.monotonic() - self._began) / share / max(1, items)
+        fitting = self._seconds / max(self._each, 1e-9)
+        self._in_time = max(1, int(min(fitting, self._limit)))
+
     def _shrink(self) -> None:
         release(self._device)
-        self.now, self._grows = self.now // 2, False
+        self.now, self._grows = max(1, self._items // 2), False
         _LOG.info("The batch does not fit into memory; goes on with %d at a time", self.now)
 
     def _watched(self) -> int:
