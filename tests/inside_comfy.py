@@ -682,14 +682,14 @@ def check_lora_spellings() -> dict[str, int]:
     for family, clip in (("SD15", text_encoder()), ("SD20", None), ("SDXL", None)):
         model = network(family)
         twin = headless_twin(model, clip)
-        known = comfy.lora.model_lora_keys_unet(model.model, {})
-        names = dict(twin[0].base.layer_names)
+        known, names = comfy.lora.model_lora_keys_unet(model.model, {}), dict(twin[0].base.layer_names)
+        weights = set(model.model.state_dict())
         if clip is not None:
             comfy.lora.model_lora_keys_clip(clip.cond_stage_model, known)
-            names |= twin[1].layer_names()
+            names, weights = names | twin[1].layer_names(), weights | set(clip.cond_stage_model.state_dict())
         for name, key in known.items():
-            if key not in twin[2]:  # ComfyUI's own projection, which Stable Diffusion 1.x has not got
-                assert "text_projection" in name or name.startswith("model_sampling"), name
+            if key not in twin[2]:  # of a layer that this network has not got, or that SD1's text encoder makes up
+                assert key not in weights or "text_projection" in key, name
                 continue
             layer = next(iter(read_keys({f"{name}.diff": torch.ones(1)}).layers))
             path = names[layer]
@@ -730,7 +730,7 @@ def check_lora_refusals() -> dict[str, str]:
     assert "another base" not in found["text"], found
     with log_lines() as lines:
         host.apply_lora(model, None, kohya_lora(model, 1) | text, 1.0, None)
-    assert len(lines) == 1 and "3 of the LoRA's 9 layers belong to the text encoder" in lines[0], lines
+    assert len(lines) == 1 and "3 of the LoRA's 11 layers belong to the text encoder" in lines[0], lines
     return {**found, "left out": lines[0]}
 
 
@@ -745,6 +745,53 @@ def log_lines() -> Iterator[list[str]]:
         yield lines
     finally:
         logging.getLogger().removeHandler(handler)
+
+
+def slim_file(folder: Path) -> Path:
+    """The smallest checkpoint that ComfyUI takes for Stable Diffusion 1.x, without text encoder and autoencoder."""
+    from ldm_layout import unet_to_ldm
+    from safetensors.torch import save_file
+
+    from diff2flow_nodes.tests.headless_fixtures import unet_weights
+
+    weights = unet_to_ldm(unet_weights("SD1", (320,), (True,)), blocks=1)
+    path = folder / "slim.safetensors"
+    save_file({f"model.diffusion_model.{name}": value.half().contiguous() for name, value in weights.items()}, path)
+    return path
+
+
+def check_base_names() -> dict[str, Any]:
+    """The file behind ComfyUI's own loaders is named where this version tells it, and never where models were mixed."""
+    import tempfile
+
+    import folder_paths
+
+    from diff2flow_nodes.files import sha256_of
+
+    host, found = current(), {}
+    with tempfile.TemporaryDirectory() as name:
+        path = slim_file(Path(name))
+        folders = {"checkpoints": Path(name), "diffusion_models": Path(name)}
+        for kind, folder in folders.items():
+            folder_paths.add_model_folder_path(kind, str(folder))
+        simple = stock.CheckpointLoaderSimple().load_checkpoint(path.name)[0]
+        alone = stock.UNETLoader().load_unet(path.name, "default")[0]
+        tells = getattr(simple, "cached_patcher_init", None) is not None
+        mixed = simple.clone()
+        mixed.add_patches(simple.get_key_patches("diffusion_model.out."), 0.5, 0.5)
+        tuned = host.apply_lora(simple, None, kohya_lora(simple, 1), 1.0, None)[0]
+        for what, model in {"simple": simple, "alone": alone, "mixed": mixed, "tuned": tuned}.items():
+            with host.training(model) as backbone:
+                told = tells and what != "mixed"
+                assert backbone.base_name == (path.name if told else ""), (what, backbone.base_name)
+                assert backbone.base_hash == (sha256_of(path) if told else ""), what
+                assert backbone.base_path == (path if tells else None), what
+            found[what] = backbone.base_name
+        other = comfy.model_patcher.ModelPatcher(simple.model, simple.load_device, simple.offload_device)
+        other.cached_patcher_init = (slim_file, (str(path),))
+        with host.training(other) as backbone:
+            assert (backbone.base_name, backbone.base_path) == ("", None)
+    return {"tells": tells, **found}
 
 
 def check_stored_formats() -> dict[str, int]:

@@ -235,8 +235,8 @@ def _oft(parts: Parts, weight: Tensor, strength: float, alpha: float | None) -> 
     """Each block of outputs turned by R, strength · (R - 1) · W."""
     count, size = parts["oft_blocks"].shape[:2]
     change = _rotations(parts["oft_blocks"], alpha) - torch.eye(size).to(weight)
-    blocks = weight.reshape(count, size, -1)
-    return strength * torch.einsum("knm,kni->kmi", change, blocks).reshape(weight.shape), None
+    blocks = weight.unflatten(0, (count, size))
+    return strength * torch.einsum("knm,kn...->km...", change, blocks).flatten(0, 1), None
 
 
 def _boft(parts: Parts, weight: Tensor, strength: float, alpha: float | None) -> Delta:

@@ -17,6 +17,10 @@ from .metadata import Run, checkpoint_metadata, lora_metadata
 from .run_folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
+_NO_BASE = (
+    "the file does not say which base it was trained on, since the host does not tell where the model came from; load it"
+    " by Diff2Flow Checkpoint Loader to have the base's name and hash in it"
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ def save_product(output: Output, folder: RunFolder, trained: Trained, run: Run, 
     remove_parts(path.parent, path.name)
     run = replace(run, title=path.stem)
     state, metadata = (_save_checkpoint if run.lora.full else _save_lora)(path, output, trained, run)
+    if not run.backbone.base_name:
+        _LOG.warning("%s", _NO_BASE)
     name = str(path.relative_to(output.folder))
     folder.record_product(name)
     _LOG.info("%d steps saved: %s", run.steps, path)

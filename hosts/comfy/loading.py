@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -42,6 +43,40 @@ def load_checkpoint(name: str) -> tuple[Any, Any, Any]:
     if trained:
         model.set_attachments(models.LORAS, (trained,))
     return model, clip, vae
+
+
+def base_file(model: Any) -> tuple[str, Path | None]:
+    """Name and file of what a MODEL was loaded from: by Diff2Flow Checkpoint Loader, or by ComfyUI where it tells.
+
+    The name is "" where the file is unknown, or where another model has been merged into it.
+    """
+    name = model.attachments.get(BASE, "")
+    path = folder_paths.get_full_path("checkpoints", name) if name else _loaded_from(model)
+    if not path:
+        return "", None
+    return "" if _is_merged(model) else name or _name_in_folders(path), Path(path)
+
+
+def _loaded_from(model: Any) -> str | None:
+    """The file that newer versions' own loaders remember, to load it again."""
+    loader, arguments, *_ = getattr(model, "cached_patcher_init", None) or (None, ())
+    known = [getattr(comfy.sd, name, None) for name in ("load_checkpoint_guess_config", "load_diffusion_model")]
+    is_file = loader in known and bool(arguments) and isinstance(arguments[0], str) and Path(arguments[0]).is_file()
+    return arguments[0] if loader is not None and is_file else None
+
+
+def _is_merged(model: Any) -> bool:
+    """Whether a node has mixed another model's weights in, as ModelMergeSimple does; a LoRA's patches add to them."""
+    return any(patch[2] != 1.0 or isinstance(patch[1], list) for each in model.patches.values() for patch in each)
+
+
+def _name_in_folders(path: str) -> str:
+    """As ComfyUI's lists show it."""
+    for kind in ("checkpoints", "diffusion_models"):
+        for folder in folder_paths.get_folder_paths(kind):
+            if Path(path).is_relative_to(folder):
+                return Path(path).relative_to(folder).as_posix()
+    return Path(path).name
 
 
 def apply_lora(

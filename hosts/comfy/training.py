@@ -11,7 +11,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy.ldm.modules import attention
 from comfy.patcher_extension import PatcherInjection
@@ -49,12 +48,15 @@ class ComfyBackbone:
         self.family, self.prediction, self.schedule = facts.family, facts.prediction, facts.schedule
         self.device = patcher.load_device
         self.dtype = self._native = self._base.manual_cast_dtype or self._base.get_dtype()
-        self.base_name = patcher.attachments.get(loading.BASE, "")
-        path = folder_paths.get_full_path("checkpoints", self.base_name) if self.base_name else None
-        self.base_path = Path(path) if path else None
-        self.base_hash = _file_hash(path, Path(path).stat().st_mtime_ns) if path else ""
+        self.base_name, self.base_path = loading.base_file(patcher)
         self.text = text
         self._own_attention = own_attention or _chosen_attention()
+
+    @property
+    def base_hash(self) -> str:
+        """SHA-256 of the file that has the name; "" where there is none."""
+        path = self.base_path if self.base_name else None
+        return _file_hash(path, path.stat().st_mtime_ns) if path else ""
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         inputs = {name: value.to(self.device, self.dtype) for name, value in conditioning.items()}
@@ -349,5 +351,5 @@ def _leave_inference_mode(network: nn.Module) -> None:
 
 
 @lru_cache(maxsize=16)
-def _file_hash(path: str, modified: int) -> str:
-    return sha256_of(Path(path))
+def _file_hash(path: Path, modified: int) -> str:
+    return sha256_of(path)
