@@ -99,7 +99,9 @@ def _require_layers(keys: LoraKeys, changed: Mapping[str, object], target: Targe
         return
     if not changed:
         first = next(iter([*keys.others, *keys.layers]), "")
-        raise HostError(f"the file is no LoRA of a kind that is known here (its first key is '{first}'); choose another")
+        raise HostError(
+            f"the file is no LoRA of a kind that is known here (its first key is '{first}'); choose another"
+        )
     text = [layer for layer in changed if is_text(layer)]
     if len(text) == len(changed) and not target.has_clip:
         raise HostError(

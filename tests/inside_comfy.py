@@ -628,15 +628,27 @@ def both_hosts(model: Any, clip: Any, twin: Any, state: Any, strength: float) ->
     expected = {twins[key]: value for each in theirs if each is not None for key, value in patched(each).items()}
     found = merged(ours_[0], mine.base.weights)
     found |= merged(ours_[1], text.weights) if text else {}
-    before = {**dict(mine.base.weights.module.named_parameters()), **dict(text.weights.module.named_parameters() if text else ())}
+    before = {
+        **dict(mine.base.weights.module.named_parameters()),
+        **dict(text.weights.module.named_parameters() if text else ()),
+    }
     assert found.keys() == expected.keys() and found, (sorted(state), sorted(found), sorted(expected))
     for name, value in expected.items():
         assert not torch.allclose(value, before[name], atol=1e-3), (name, sorted(state), "has no effect")
-    return max(float((found[name] - value).abs().max() / (value - before[name]).abs().max()) for name, value in expected.items())
+    return max(
+        float((found[name] - value).abs().max() / (value - before[name]).abs().max())
+        for name, value in expected.items()
+    )
 
 
-QUERY = ("input_blocks.1.1.transformer_blocks.0.attn2.to_q", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q")
-OUT = ("middle_block.1.transformer_blocks.0.attn1.to_out.0", "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0")
+QUERY = (
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_q",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q",
+)
+OUT = (
+    "middle_block.1.transformer_blocks.0.attn1.to_out.0",
+    "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0",
+)
 CONVOLVED = ("input_blocks.1.0.in_layers.2", "down_blocks.0.resnets.0.conv1")
 NORMED = ("input_blocks.1.0.in_layers.0", "down_blocks.0.resnets.0.norm1")
 
@@ -672,7 +684,7 @@ def check_lora_files() -> dict[str, float]:
 
 
 def check_lora_spellings() -> dict[str, int]:
-    """What ComfyUI's loader calls a layer means the same weight in headless, and so do PEFT's and diffusers' spellings."""
+    """What ComfyUI's loader calls a layer is the same weight in headless, and so it is in PEFT's and diffusers' words."""
     import comfy.lora
 
     from diff2flow_nodes.tests import lora_files
@@ -703,7 +715,9 @@ def check_lora_spellings() -> dict[str, int]:
             for endings in lora_files.ENDINGS:
                 state = lora_files.spelled(name, weights[f"diffusion_model.{ldm}.weight"].shape, endings)
                 assert both_hosts(model, None, twin, state, 1.0) < 1e-4, (name, endings)
-                assert set(patched(current().apply_lora(model, None, state, 1.0, None)[0])) == {f"diffusion_model.{ldm}.weight"}
+                assert set(patched(current().apply_lora(model, None, state, 1.0, None)[0])) == {
+                    f"diffusion_model.{ldm}.weight"
+                }
                 count += 1
     return {"names": count}
 
@@ -719,10 +733,8 @@ def check_lora_refusals() -> dict[str, str]:
     found = {
         "text": refused(lambda: host.apply_lora(model, None, text, 1.0, None)),
         "foreign": refused(lambda: host.apply_lora(model, None, {f"{unet}.on_input": torch.zeros(1)}, 1.0, None)),
-        "half": refused(lambda: host.apply_lora(model, None, {f"{unet}.lora_up.weight": torch.ones(64, 2)}, 1.0, None)),
-        "nowhere": refused(
-            lambda: host.apply_lora(model, None, {"lora_unet_nowhere.diff": torch.ones(1)}, 1.0, None)
-        ),
+        "half": refused(lambda: host.apply_lora(model, None, {f"{unet}.lora_up.weight": torch.ones(1)}, 1.0, None)),
+        "nowhere": refused(lambda: host.apply_lora(model, None, {"lora_unet_nowhere.diff": torch.ones(1)}, 1.0, None)),
     }
     for name, words in {"text": "changes the text encoder only (3 layers", "foreign": "IA3 (1 tensors)",
                         "half": "lacks lora_down.weight", "nowhere": "none of the LoRA's 1 layers"}.items():  # fmt: skip

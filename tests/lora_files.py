@@ -125,7 +125,9 @@ ENDINGS = (
 def spelled(name: str, shape: Sequence[int], endings: tuple[str, str]) -> dict[str, Tensor]:
     """A LoRA of one layer in a spelling."""
     parts = layer("lora no alpha", shape)
-    return {f"{name}{end}": parts[part] for end, part in zip(endings, ("lora_down.weight", "lora_up.weight"), strict=True)}
+    return {
+        f"{name}{end}": parts[part] for end, part in zip(endings, ("lora_down.weight", "lora_up.weight"), strict=True)
+    }
 
 
 def names(ldm: str, diffusers: str) -> tuple[str, ...]:

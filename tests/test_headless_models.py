@@ -1,6 +1,5 @@
 """Checkpoints, sampling, LoRA and training on tiny models with random weights."""
 
-import logging
 
 import pytest
 import torch
@@ -404,7 +403,7 @@ def test_spellings_of_layer_names(host, loaded, spelling):
     assert host.fingerprint(patched) == host.fingerprint(expected)
 
 
-def test_loras_that_do_not_fit(host, loaded, caplog):
+def test_loras_that_do_not_fit(host, loaded):
     model = loaded[0]
     with pytest.raises(HostError, match="SD1.*sd_v2"):
         host.apply_lora(model, None, lora({TO_Q: (64, 64)}), 1.0, {"ss_base_model_version": "sd_v2"})

@@ -205,7 +205,7 @@ def test_another_shape_is_refused(kind, shape):
         ({f"{LAYER}.alpha": torch.ones(1)}, "no LoRA of a kind that is known here"),
         (lora_files.spelled("unet.conv_in", WIDE, (".lora_A.weight", ".lora_B.weight"))
          | lora_files.spelled("conv_in", WIDE, (".lora_down.weight", ".lora_up.weight")), "twice, in two spellings"),
-        (named(TEXT, lora_files.layer("loha", WIDE)), r"changes the text encoder only \(1 layers.*Diff2Flow Checkpoint"),
+        (named(TEXT, lora_files.layer("loha", WIDE)), r"changes the text encoder only \(1 layers.*Checkpoint Loader"),
         (named("lora_unet_nowhere", lora_files.layer("loha", WIDE)), "none of the LoRA's 1 layers.*another base model"),
     ],
 )  # fmt: skip

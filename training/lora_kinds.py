@@ -101,13 +101,13 @@ def changes(parts: Parts) -> dict[str, Change]:
     kinds = [kind for kind, needed in _NEEDED.items() if any(name in parts for name in _names(kind, needed))]
     if len(kinds) > 1:
         raise ValueError(f"it is {' and '.join(kinds)} at once, of which only one would count")
-    found = {kind: Change("BOFT" if _is_boft(parts) else kind, parts) for kind in kinds}
-    for kind, change in found.items():
-        _require_whole(kind, parts)
-        _require_sound(change)
-    changed = {"weight": change for change in found.values()}
+    found = {}
+    if kinds:
+        _require_whole(kinds[0], parts)
+        found["weight"] = Change("BOFT" if _is_boft(parts) else kinds[0], parts)
+        _require_sound(found["weight"])
     bias = parts.get("diff_b", parts.get("b_norm"))
-    return changed if bias is None else {**changed, "bias": Change("diff", {"diff": bias})}
+    return found if bias is None else {**found, "bias": Change("diff", {"diff": bias})}
 
 
 def without_middle_of_lokr(parts: Parts) -> Parts:

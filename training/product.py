@@ -18,8 +18,8 @@ from .run_folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
 _NO_BASE = (
-    "the file does not say which base it was trained on, since the host does not tell where the model came from; load it"
-    " by Diff2Flow Checkpoint Loader to have the base's name and hash in it"
+    "the file does not say which base it was trained on, since the host does not tell where the model came from; load"
+    " the model by Diff2Flow Checkpoint Loader to have the base's name and hash in the file"
 )
 
 

@@ -63,9 +63,7 @@ def _weight(path: str) -> str:
     return path if path.endswith(".bias") else f"{path}.weight"
 
 
-def _patches(
-    found: Mapping[str, Mapping[str, Change]], owner: Owner, strength: float
-) -> tuple[Patch, ...]:
+def _patches(found: Mapping[str, Mapping[str, Change]], owner: Owner, strength: float) -> tuple[Patch, ...]:
     module, names = owner
     known = dict(module.named_parameters())
     patches = []

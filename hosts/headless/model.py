@@ -65,7 +65,9 @@ class Base:
                 names[f"diffusion_model.{ldm}.bias"] = f"{module}.bias"
         for module in self._modules:
             names[_kohya(module)] = module
-            names |= {_kohya(module.replace(o, a, 1)): module for o, a in _ALIASES.items() if module.startswith(f"{o}.")}
+            names |= {
+                _kohya(module.replace(o, a, 1)): module for o, a in _ALIASES.items() if module.startswith(f"{o}.")
+            }
         return names
 
     @cached_property
