@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,9 @@ class Diff2FlowTrain:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": _train_inputs(), "optional": {"recipe": _recipe(), **_keeping_inputs(), **_linked_inputs()}}
+        optional = {"recipe": _recipe(), **_keeping_inputs(), **_linked_inputs()}
+        graph = {"prompt": "PROMPT", "unique_id": "UNIQUE_ID"}
+        return {"required": _train_inputs(), "optional": optional, "hidden": graph}
 
     @classmethod
     def VALIDATE_INPUTS(cls, output_name: str | None = None) -> bool | str:
@@ -100,12 +103,16 @@ class Diff2FlowTrain:
         optimizer: OptimizerSettings | None = None,
         watch: WatchConfig | None = None,
         clip: Any = None,
+        prompt: Mapping[str, Any] | None = None,
+        unique_id: str = "",
     ) -> tuple[Any, str, Any, Any]:
         from ..training.finetune import Job, Keeping, finetune
         from ..training.plot import loss_plot
         from ..training.product import Output
         from ..training.settings import OptimizerSettings, TrainSettings
 
+        if clip is None:
+            _require_clip_unused(prompt or {}, unique_id, self.RETURN_TYPES.index("CLIP"))
         host = current()
         goal = replace(goal_of(recipe, dataset, loss), name=objective)
         settings = TrainSettings(steps, batch_size, learning_rate, seed, goal, optimizer or OptimizerSettings())
@@ -126,6 +133,21 @@ class Diff2FlowTrain:
             _stopped[output_name] += 1
         trained, encoder = _trained(host, model, encoder, lora, result)
         return trained, result.name, loss_plot(result.losses, result.name), clip if encoder is None else encoder
+
+
+def _require_clip_unused(prompt: Mapping[str, Any], unique_id: str, output: int) -> None:
+    """Raises where a node of the workflow takes the output clip, which is empty without the input."""
+    takers = [
+        f"{node['class_type']} (node {number}, {name})"
+        for number, node in prompt.items()
+        for name, value in node.get("inputs", {}).items()
+        if value == [unique_id, output]
+    ]
+    if takers:
+        raise ValueError(
+            f"clip: nothing is connected, so that the output clip is empty, and {takers[0]} takes it; connect the"
+            " checkpoint's CLIP to clip here, or to that node"
+        )
 
 
 def _trained(host: Any, model: Any, clip: Any, lora: LoraSettings, result: Finetuned) -> tuple[Any, Any]:

@@ -6,10 +6,12 @@ Run by `test_comfy_nodes.py` with ComfyUI's python, COMFYUI_DIR and the name of 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -572,6 +574,242 @@ def check_lora_kinds() -> dict[str, float]:
                 found[name] = float((once - trained).abs().max() / effect)
     assert max(found.values()) < 1e-3, found
     return found
+
+
+def checkpoint_of(model: Any, clip: Any, path: Path) -> Path:
+    """A checkpoint file of ComfyUI's networks."""
+    from safetensors.torch import save_file
+
+    state = {f"model.{name}": value for name, value in model.model.state_dict().items() if name.startswith("diff")}
+    for name, value in {} if clip is None else clip.cond_stage_model.state_dict().items():
+        if name.startswith("clip_l.transformer.text_model."):
+            state[f"cond_stage_model.{name.removeprefix('clip_l.')}"] = value
+    save_file({name: value.float().contiguous() for name, value in state.items()}, path)
+    return path
+
+
+def headless_twin(model: Any, clip: Any = None) -> tuple[Any, Any, dict[str, str]]:
+    """The same networks in the headless host, and its names of weights by ComfyUI's."""
+    import tempfile
+
+    from diff2flow_nodes.hosts.headless.checkpoint import load_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint_of(model, clip, Path(folder) / "twin.safetensors")
+        mine, text, _ = load_checkpoint(path, path.name, torch.device("cpu"))
+    twins = {}
+    for ldm, module in mine.base.ldm_names.items():
+        twins |= {f"diffusion_model.{ldm}.{part}": f"{module}.{part}" for part in ("weight", "bias")}
+    for name, _ in text.weights.module.named_parameters() if text else ():
+        inner = name.removeprefix("l.model.").removeprefix("text_model.")
+        twins[f"clip_l.transformer.text_model.{inner}"] = name
+    return mine, text, twins
+
+
+def patched(owner: Any) -> dict[str, torch.Tensor]:
+    """Weights as ComfyUI computes them from a clone's patches, by its keys."""
+    import comfy.lora
+
+    patcher = getattr(owner, "patcher", owner)
+    weights = patcher.model.state_dict()
+    return {
+        key: comfy.lora.calculate_weight(patches, weights[key].float().clone(), key)
+        for key, patches in patcher.patches.items()
+    }
+
+
+def merged(owner: Any, weights: Any) -> dict[str, torch.Tensor]:
+    """Weights as headless computes them from its patches, by its names."""
+    values = dict(weights.merged(owner.patches).named_parameters())
+    return {patch.target: values[patch.target] for patch in owner.patches}
+
+
+def both_hosts(model: Any, clip: Any, twin: Any, state: Any, strength: float) -> float:
+    """Largest relative difference of a changed weight between the hosts; each must change the same ones."""
+    from diff2flow_nodes.hosts.headless.lora import apply_lora
+
+    mine, text, twins = twin
+    theirs = current().apply_lora(model, clip, state, strength, None)
+    ours_ = apply_lora(mine, text, state, (strength, strength))
+    expected = {twins[key]: value for each in theirs if each is not None for key, value in patched(each).items()}
+    found = merged(ours_[0], mine.base.weights)
+    found |= merged(ours_[1], text.weights) if text else {}
+    before = {
+        **dict(mine.base.weights.module.named_parameters()),
+        **dict(text.weights.module.named_parameters() if text else ()),
+    }
+    assert found.keys() == expected.keys() and found, (sorted(state), sorted(found), sorted(expected))
+    for name, value in expected.items():
+        assert not torch.allclose(value, before[name], atol=1e-3), (name, sorted(state), "has no effect")
+    return max(
+        float((found[name] - value).abs().max() / (value - before[name]).abs().max())
+        for name, value in expected.items()
+    )
+
+
+QUERY = (
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_q",
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q",
+)
+OUT = (
+    "middle_block.1.transformer_blocks.0.attn1.to_out.0",
+    "mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0",
+)
+CONVOLVED = ("input_blocks.1.0.in_layers.2", "down_blocks.0.resnets.0.conv1")
+NORMED = ("input_blocks.1.0.in_layers.0", "down_blocks.0.resnets.0.norm1")
+
+
+def check_lora_files() -> dict[str, float]:
+    """Every kind and spelling of LoRA files does the same to the same weights in both hosts.
+
+    ComfyUI's own arithmetic on what its loader makes of the file is what headless is measured by.
+    """
+    from diff2flow_nodes.tests import lora_files
+
+    model, clip = network(), text_encoder()
+    twin, shapes, found = headless_twin(model, clip), dict(model.model.state_dict()), {}
+    cases = [(kind, QUERY[0]) for kind in lora_files.LINEAR] + [("norm", NORMED[0])]
+    cases += [(kind, CONVOLVED[0]) for kind in lora_files.CONVOLUTION]
+    for kind, ldm in cases:
+        weight = shapes[f"diffusion_model.{ldm}.weight"]
+        parts = lora_files.layer(kind, weight.shape)
+        if ldm == QUERY[0]:
+            parts.pop("diff_b", None)  # it has no bias
+        state = {f"lora_unet_{ldm.replace('.', '_')}.{part}": value for part, value in parts.items()}
+        for strength in (1.0, 0.5, -0.7):
+            found[f"{kind} {weight.ndim}d {strength}"] = both_hosts(model, clip, twin, state, strength)
+    text = "text_model_encoder_layers_1_mlp_fc1"
+    for kind in ("lora", "loha", "lokr"):
+        state = {f"lora_te_{text}.{part}": value for part, value in lora_files.layer(kind, (3072, 768)).items()}
+        found[f"text {kind}"] = both_hosts(model, clip, twin, state, 0.5)
+    bias = {"diffusion_model.out.2.bias.diff": torch.ones(4)}
+    found["bias"] = both_hosts(model, clip, twin, bias, 0.5)
+    assert max(value for name, value in found.items() if "text" not in name) < 1e-4, found
+    assert max(found.values()) < 5e-3, found  # text encoders are kept in half precision
+    return {"files": len(found), "largest difference": max(found.values())}
+
+
+def check_lora_spellings() -> dict[str, int]:
+    """What ComfyUI's loader calls a layer is the same weight in headless, and so it is in PEFT's and diffusers' words."""
+    import comfy.lora
+
+    from diff2flow_nodes.tests import lora_files
+    from diff2flow_nodes.training.lora_keys import read_keys
+
+    count = 0
+    for family, clip in (("SD15", text_encoder()), ("SD20", None), ("SDXL", None)):
+        model = network(family)
+        twin = headless_twin(model, clip)
+        known, names = comfy.lora.model_lora_keys_unet(model.model, {}), dict(twin[0].base.layer_names)
+        weights = set(model.model.state_dict())
+        if clip is not None:
+            comfy.lora.model_lora_keys_clip(clip.cond_stage_model, known)
+            names, weights = names | twin[1].layer_names(), weights | set(clip.cond_stage_model.state_dict())
+        for name, key in known.items():
+            if key not in twin[2]:  # of a layer that this network has not got, or that SD1's text encoder makes up
+                assert key not in weights or "text_projection" in key, name
+                continue
+            layer = next(iter(read_keys({f"{name}.diff": torch.ones(1)}).layers))
+            path = names[layer]
+            assert (path if path.endswith(".bias") else f"{path}.weight") == twin[2][key], (name, layer)
+            assert known[layer] == key, (name, layer)
+            count += 1
+    model = network()
+    twin, weights = headless_twin(model), model.model.state_dict()
+    for ldm, diffusers in (QUERY, OUT):
+        for name in lora_files.names(ldm, diffusers):
+            for endings in lora_files.ENDINGS:
+                state = lora_files.spelled(name, weights[f"diffusion_model.{ldm}.weight"].shape, endings)
+                assert both_hosts(model, None, twin, state, 1.0) < 1e-4, (name, endings)
+                assert set(patched(current().apply_lora(model, None, state, 1.0, None)[0])) == {
+                    f"diffusion_model.{ldm}.weight"
+                }
+                count += 1
+    return {"names": count}
+
+
+def check_lora_refusals() -> dict[str, str]:
+    """What cannot be applied is refused by name, and what is left out is said in one sentence."""
+    from diff2flow_nodes.tests import lora_files
+
+    host, model = current(), network()
+    text = {f"lora_te_text_model_encoder_layers_{i}_mlp_fc1.{part}": value for i in range(3)
+            for part, value in lora_files.layer("lora", (3072, 768)).items()}  # fmt: skip
+    unet = f"lora_unet_{QUERY[0].replace('.', '_')}"
+    found = {
+        "text": refused(lambda: host.apply_lora(model, None, text, 1.0, None)),
+        "foreign": refused(lambda: host.apply_lora(model, None, {f"{unet}.on_input": torch.zeros(1)}, 1.0, None)),
+        "half": refused(lambda: host.apply_lora(model, None, {f"{unet}.lora_up.weight": torch.ones(1)}, 1.0, None)),
+        "nowhere": refused(lambda: host.apply_lora(model, None, {"lora_unet_nowhere.diff": torch.ones(1)}, 1.0, None)),
+    }
+    for name, words in {"text": "changes the text encoder only (3 layers", "foreign": "IA3 (1 tensors)",
+                        "half": "lacks lora_down.weight", "nowhere": "none of the LoRA's 1 layers"}.items():  # fmt: skip
+        assert words in found[name], found
+    assert "another base" not in found["text"], found
+    with log_lines() as lines:
+        host.apply_lora(model, None, kohya_lora(model, 1) | text, 1.0, None)
+    assert len(lines) == 1 and "3 of the LoRA's 11 layers belong to the text encoder" in lines[0], lines
+    return {**found, "left out": lines[0]}
+
+
+@contextmanager
+def log_lines() -> Iterator[list[str]]:
+    """What is logged meanwhile, warnings and above."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def slim_file(folder: Path) -> Path:
+    """The smallest checkpoint that ComfyUI takes for Stable Diffusion 1.x, without text encoder and autoencoder."""
+    from ldm_layout import unet_to_ldm
+    from safetensors.torch import save_file
+
+    from diff2flow_nodes.tests.headless_fixtures import unet_weights
+
+    weights = unet_to_ldm(unet_weights("SD1", (320,), (True,)), blocks=1)
+    path = folder / "slim.safetensors"
+    save_file({f"model.diffusion_model.{name}": value.half().contiguous() for name, value in weights.items()}, path)
+    return path
+
+
+def check_base_names() -> dict[str, Any]:
+    """The file behind ComfyUI's own loaders is named where this version tells it, and never where models were mixed."""
+    import tempfile
+
+    import folder_paths
+
+    from diff2flow_nodes.files import sha256_of
+
+    host, found = current(), {}
+    with tempfile.TemporaryDirectory() as name:
+        path = slim_file(Path(name))
+        folders = {"checkpoints": Path(name), "diffusion_models": Path(name)}
+        for kind, folder in folders.items():
+            folder_paths.add_model_folder_path(kind, str(folder))
+        simple = stock.CheckpointLoaderSimple().load_checkpoint(path.name)[0]
+        alone = stock.UNETLoader().load_unet(path.name, "default")[0]
+        tells = getattr(simple, "cached_patcher_init", None) is not None
+        mixed = simple.clone()
+        mixed.add_patches(simple.get_key_patches("diffusion_model.out."), 0.5, 0.5)
+        tuned = host.apply_lora(simple, None, kohya_lora(simple, 1), 1.0, None)[0]
+        for what, model in {"simple": simple, "alone": alone, "mixed": mixed, "tuned": tuned}.items():
+            with host.training(model) as backbone:
+                told = tells and what != "mixed"
+                assert backbone.base_name == (path.name if told else ""), (what, backbone.base_name)
+                assert backbone.base_hash == (sha256_of(path) if told else ""), what
+                assert backbone.base_path == (path if tells else None), what
+            found[what] = backbone.base_name
+        other = comfy.model_patcher.ModelPatcher(simple.model, simple.load_device, simple.offload_device)
+        other.cached_patcher_init = (slim_file, (str(path),))
+        with host.training(other) as backbone:
+            assert (backbone.base_name, backbone.base_path) == ("", None)
+    return {"tells": tells, **found}
 
 
 def check_stored_formats() -> dict[str, int]:

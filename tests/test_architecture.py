@@ -147,8 +147,8 @@ def test_node_explains_itself(listed: None, name: str) -> None:
     assert name in diff2flow_nodes.NODE_DISPLAY_NAME_MAPPINGS
     assert node.CATEGORY in CATEGORIES and len(node.DESCRIPTION) > 40 and callable(getattr(node, node.FUNCTION))
     assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES) and all(len(tip) > 10 for tip in node.OUTPUT_TOOLTIPS)
-    for group in node.INPUT_TYPES().values():
-        for key, declaration in group.items():
+    for kind, group in node.INPUT_TYPES().items():
+        for key, declaration in group.items() if kind != "hidden" else ():
             assert len(declaration) == 2 and len(declaration[1].get("tooltip", "")) > 10, f"{name}.{key} has no tooltip"
 
 

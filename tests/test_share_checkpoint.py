@@ -14,6 +14,7 @@ from diff2flow_nodes.hosts import HostError, use
 from diff2flow_nodes.hosts.choice import choose_flow
 from diff2flow_nodes.hosts.headless import HeadlessHost
 from diff2flow_nodes.nodes.sharing import Diff2FlowSaveCheckpoint
+from diff2flow_nodes.tests import lora_files
 from diff2flow_nodes.tests.headless_fixtures import make_checkpoint, run_cli
 from diff2flow_nodes.tests.share_loras import METADATA, random_lora
 
@@ -66,6 +67,41 @@ def test_baked_weights_are_base_and_lora(host, family, dtype):
             torch.testing.assert_close(found[key], value, **tolerance)
             changed += not torch.equal(value, originals[key])
     assert changed > 10
+
+
+@pytest.mark.parametrize("family", ["SD1", "SD2", "SDXL"])
+def test_every_kind_of_layer_is_baked(host, family):
+    """Convolutions, norms and biases of the UNet; embeddings and norms of the text encoders."""
+    model, clip, vae = host.load_checkpoint(f"{family}.safetensors")
+    network = model.base.weights.module
+    conv, norm = "down_blocks.0.resnets.0.conv1", "down_blocks.0.resnets.0.norm1"
+    state = {
+        f"lora_unet_{name.replace('.', '_')}.{part}": tensor
+        for name, kind in ((conv, "loha"), (norm, "norm"))
+        for part, tensor in lora_files.layer(kind, network.get_submodule(name).weight.shape).items()
+    }
+    state["diffusion_model.out.2.bias.diff"] = torch.ones(4)
+    towers = {key: tower.model.config.hidden_size for key, tower in clip.towers.items()}
+    for key, width in towers.items():
+        start = f"text_encoders.clip_{key}.transformer.text_model."
+        state[f"{start}embeddings.position_embedding.diff"] = torch.ones(77, width)
+        state |= {
+            f"{start}{name}.diff": torch.ones(width) for name in ("final_layer_norm", "encoder.layers.0.layer_norm1")
+        }
+        state[f"{start}final_layer_norm.diff_b"] = torch.ones(width)
+    tuned, tuned_clip = host.apply_lora(model, clip, state, 0.5, METADATA)
+    assert len(tuned.patches) == 4 and len(tuned_clip.patches) == 4 * len(towers)
+    (name,) = Diff2FlowSaveCheckpoint().save(tuned, tuned_clip, vae, f"kinds_{family}", "fp32")
+    again, clip_again, _ = host.load_checkpoint(name)
+    for owner, expected, base in (
+        (again.base, tuned.base.weights.merged(tuned.patches), network),
+        (clip_again, tuned_clip.weights.merged(tuned_clip.patches), clip.weights.module),
+    ):
+        found, plain = dict(owner.weights.module.named_parameters()), dict(base.named_parameters())
+        changed = {key for key, value in expected.named_parameters() if not torch.equal(value, plain[key])}
+        assert len(changed) == (4 if base is network else 4 * len(towers))
+        for key, value in expected.named_parameters():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=0)
 
 
 def test_baked_file_has_the_keys_of_its_base_and_says_what_it_is(host, loaded):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from diff2flow_nodes import hosts
+from diff2flow_nodes.hosts import HostError
 from diff2flow_nodes.nodes import (
     Diff2FlowImageDataset,
     Diff2FlowImages,
@@ -90,6 +91,19 @@ def test_from_a_folder_to_a_lora(host):
     assert metadata["diff2flow.recommended_steps"] == "9" and metadata["diff2flow.recommended_cfg"] == "3.5"
     assert metadata["diff2flow.start"] == "noise"
     assert list((host.folder("datasets") / "ink").glob("latents-*"))
+
+
+def test_an_empty_clip_that_is_used_is_refused_before_training(host):
+    """Whatever takes it could only say that some checkpoint has no text encoder."""
+    dataset = _dataset()
+    graph = {"7": {"class_type": "Diff2FlowTrain", "inputs": {"steps": 3}},
+             "9": {"class_type": "CLIPTextEncode", "inputs": {"text": "a", "clip": ["7", 3]}}}  # fmt: skip
+    with pytest.raises(HostError) as caught:
+        _train(dataset, prompt=graph, unique_id="7")
+    assert str(caught.value).startswith("Diff2Flow Train: clip: nothing is connected")
+    assert "CLIPTextEncode (node 9, clip)" in str(caught.value) and host.backbone.batch_sizes == []
+    assert _train(dataset, prompt=graph, unique_id="7", clip="clip")[3] == "clip"
+    assert _train(dataset, prompt=graph, unique_id="8", output_name="other")[3] is None
 
 
 @pytest.mark.parametrize(
@@ -258,7 +272,7 @@ def test_every_input_is_explained_and_defaults_agree(node):
     declared = node.INPUT_TYPES()
     inputs = {**declared["required"], **declared.get("optional", {})}
     parameters = inspect.signature(getattr(node, node.FUNCTION)).parameters
-    assert list(parameters)[1:] == list(inputs)
+    assert list(parameters)[1:] == [*inputs, *declared.get("hidden", {})]
     for name, (_, options) in inputs.items():
         assert len(options["tooltip"]) > 20, name
         if name in declared.get("optional", {}) and name != LATER:

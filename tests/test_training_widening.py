@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diff2flow_nodes.hosts.headless.weights import Patch
 from diff2flow_nodes.tests.training_fakes import FILE_NAMES, TinyBackbone, tiny_dataset, tiny_job
 from diff2flow_nodes.training.adapters import trainable
 from diff2flow_nodes.training.conditioning import beside_image, conditioned
 from diff2flow_nodes.training.finetune import finetune
 from diff2flow_nodes.training.layers import GROUPS, LoraSettings, choose_layers
 from diff2flow_nodes.training.lora_file import load_lora
+from diff2flow_nodes.training.lora_kinds import changes
 from diff2flow_nodes.training.recipes import RECIPES
 
 DEPTH = LoraSettings(groups=GROUPS, rank=4, alpha=2.0, ends_in_full=True)
@@ -79,9 +79,9 @@ def test_the_file_widens_a_plain_weight_to_the_trained_one(widening):
         size = next(layer.size for layer in adapters.layers if layer.file_name == "conv_in")
     assert size == 16 * 8 * 9 + 16
     assert state[f"{FIRST}.reshape_weight"].tolist() == [16, 8, 3, 3] and f"{FIRST}.diff" not in state
-    up, down = state[f"{FIRST}.lora_up.weight"], state[f"{FIRST}.lora_down.weight"]
-    assert state[f"{FIRST}.alpha"] == len(down)
-    merged = Patch("first.weight", 1.0, up=up, down=down, shape=(16, 8, 3, 3)).apply(weight)
+    assert state[f"{FIRST}.alpha"] == len(state[f"{FIRST}.lora_down.weight"])
+    parts = {name.removeprefix(f"{FIRST}."): tensor for name, tensor in state.items() if name.startswith(FIRST)}
+    merged = changes(parts)["weight"].apply(weight, 1.0)
     bias = backbone.module.first.bias + state[f"{FIRST}.diff_b"]
     again = torch.nn.functional.conv2d(torch.cat([x, image], dim=1), merged, bias, padding=1)
     torch.testing.assert_close(again, trained, rtol=1e-5, atol=1e-5)

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from ..files import confined, numbered, written_whole
+from .lora_keys import is_lora
 
 SUFFIX = ".safetensors"
-_ENDINGS = (
-    ".lora_down.weight",
-    ".lora_up.weight",
-    ".lora_A.weight",
-    ".lora_B.weight",
-    ".lora.down.weight",
-    ".lora.up.weight",
-    ".diff",
-    ".diff_b",
-    ".hada_w1_a",
-    ".lokr_w1",
-    ".lokr_w1_a",
-    ".oft_blocks",
-)
-"""How keys end in the LoRA formats that ComfyUI reads; a file without any is something else."""
 
 
 def free_path(folder: Path, name: str) -> Path:
@@ -105,8 +91,8 @@ class _NotALora(ValueError):
     pass
 
 
-def _require_lora(path: Path, keys: object) -> None:
-    if not any(key.endswith(_ENDINGS) for key in keys):  # type: ignore[attr-defined]
+def _require_lora(path: Path, keys: Iterable[str]) -> None:
+    if not is_lora(keys):
         raise _NotALora(f"'{path.name}' is no LoRA: none of its tensors is one of a LoRA's; choose another file")
 
 

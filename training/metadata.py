@@ -152,9 +152,7 @@ def _kohya(run: Run) -> dict[str, str]:
         "ss_base_model_version": base,
         "ss_v2": str(run.backbone.family == "SD2"),
         "ss_output_name": run.title,
-        "ss_sd_model_name": run.backbone.base_name,
-        "ss_new_sd_model_hash": run.backbone.base_hash,
-        "ss_sd_model_hash": run.backbone.base_hash[:10],
+        **_kohya_base(run.backbone),
         "ss_learning_rate": str(settings.learning_rate),
         "ss_unet_lr": str(settings.learning_rate),
         "ss_text_encoder_lr": str(settings.learning_rate * moved.text_rate) if lora.text_encoder else "None",
@@ -172,6 +170,20 @@ def _kohya(run: Run) -> dict[str, str]:
         "ss_training_started_at": str(run.began),
         "ss_training_finished_at": str(datetime.now(timezone.utc).timestamp()),
     }
+
+
+def _kohya_base(backbone: Backbone) -> dict[str, str]:
+    """Name and hashes of the base; nothing where it is unknown."""
+    if not backbone.base_name:
+        return {}
+    whole = backbone.base_hash
+    return {"ss_sd_model_name": backbone.base_name, "ss_new_sd_model_hash": whole, "ss_sd_model_hash": whole[:10]}
+
+
+def _known_base(backbone: Backbone) -> dict[str, str]:
+    if not backbone.base_name:
+        return {}
+    return {"diff2flow.base_name": backbone.base_name, "diff2flow.base_hash": backbone.base_hash}
 
 
 def _kohya_dataset(run: Run) -> dict[str, str]:
@@ -230,8 +242,7 @@ def _diff2flow(run: Run) -> dict[str, str]:
         "diff2flow.recommended_steps": str(run.recommended_steps),
         "diff2flow.recommended_cfg": f"{run.recommended_cfg:g}",
         "diff2flow.base_family": run.backbone.family,
-        "diff2flow.base_name": run.backbone.base_name,
-        "diff2flow.base_hash": run.backbone.base_hash,
+        **_known_base(run.backbone),
         "diff2flow.dataset": run.dataset.summary(),
         "diff2flow.lora": json.dumps(asdict(run.lora)),
         "diff2flow.trained_parameters": str(run.trained),

@@ -18,6 +18,10 @@ from .metadata import Run, checkpoint_metadata, lora_metadata
 from .run_folder import RunFolder
 
 _LOG = logging.getLogger(__name__)
+_NO_BASE = (
+    "the file does not say which base it was trained on, since the host does not tell where the model came from; load"
+    " the model by Diff2Flow Checkpoint Loader to have the base's name and hash in the file"
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ def save_product(output: Output, folder: RunFolder, trained: Trained, run: Run, 
             raise
         _LOG.warning("'%s' is kept open by another program (%s): saved as '%s' instead", taken, error, path.name)
         state, metadata = _written(path, output, folder, trained, run)
+    if not run.backbone.base_name:
+        _LOG.warning("%s", _NO_BASE)
     _LOG.info("%d steps saved: %s", run.steps, path)
     return Finetuned(_name_of(path, output), state, metadata, list(losses))
 

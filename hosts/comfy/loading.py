@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.lora
-import comfy.lora_convert
 import comfy.model_base
 import comfy.sd
 import folder_paths
 from torch import Tensor
 
 from ...training.checkpoint_file import Marks, trained_metadata
-from ..lora_fit import require_fit
+from ..lora_fit import Target, fitting
 from ..port import HostError
 from . import folders, models, recognition
 from .image_input import show_image
@@ -71,16 +70,11 @@ def apply_lora(
     model: Any, clip: Any, state: Mapping[str, Tensor], strength: float, metadata: Mapping[str, str] | None
 ) -> tuple[Any, Any]:
     """Clones with the LoRA added; see `hosts.port.Host.apply_lora`."""
-    trained_for = (metadata or {}).get("ss_base_model_version", "")
-    require_fit(state, _shapes(model, clip), models.family(model), trained_for)
+    target = Target(_shapes(model, clip), models.family(model), clip is not None)
+    found = fitting(state, target, (metadata or {}).get("ss_base_model_version", ""))
     if strength == 0:
         return model.clone(), None if clip is None else clip.clone()
-    if not comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(state)), _keys(model, clip), log_missing=False):
-        raise HostError(
-            f"the file holds no LoRA layer that this {models.family(model)} model has (its first key is"
-            f" '{next(iter(state), '')}'); choose a LoRA trained for {models.family(model)}"
-        )
-    new_model, new_clip = comfy.sd.load_lora_for_models(model, clip, dict(state), strength, strength)
+    new_model, new_clip = comfy.sd.load_lora_for_models(model, clip, dict(found.state), strength, strength)
     recognition.note_lora(new_model, model, None if metadata is None else dict(metadata))
     if models.sees_image(new_model):
         show_image(new_model)

@@ -127,11 +127,17 @@ def checkpoint_of(model: Any) -> Path | None:
     return _checkpoints[model.model]
 
 
+def is_merged(model: Any) -> bool:
+    """Whether a node has mixed another model's weights in, as ModelMergeSimple does; a LoRA's patches add to them."""
+    return any(patch[2] != 1.0 or isinstance(patch[1], list) for each in model.patches.values() for patch in each)
+
+
 def checkpoint_name(path: Path) -> str:
-    """A file's name in ComfyUI's list of checkpoints; its bare name elsewhere."""
-    for folder in folder_paths.get_folder_paths("checkpoints"):
-        if path.is_relative_to(folder):
-            return str(path.relative_to(folder))
+    """A file's name in ComfyUI's lists of checkpoints and diffusion models; its bare name elsewhere."""
+    for kind in ("checkpoints", "diffusion_models"):
+        for folder in folder_paths.get_folder_paths(kind):
+            if path.is_relative_to(folder):
+                return path.relative_to(folder).as_posix()
     return path.name
 
 

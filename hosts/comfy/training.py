@@ -48,11 +48,17 @@ class ComfyBackbone:
         self.family, self.prediction, self.schedule = facts.family, facts.prediction, facts.schedule
         self.device = patcher.load_device
         self.dtype = self._native = self._base.manual_cast_dtype or self._base.get_dtype()
-        self.base_name = facts.base_name
         self.base_path = path = recognition.checkpoint_of(patcher)
-        self.base_hash = _file_hash(str(path), path.stat().st_mtime_ns) if path else ""
+        known = path is not None and not recognition.is_merged(patcher)
+        self.base_name = recognition.checkpoint_name(path) if path and known else ""
         self.text = text
         self._own_attention = own_attention or _chosen_attention()
+
+    @property
+    def base_hash(self) -> str:
+        """SHA-256 of the file that has the name; "" where there is none."""
+        path = self.base_path if self.base_name else None
+        return _file_hash(path, path.stat().st_mtime_ns) if path else ""
 
     def __call__(self, x_diff: Tensor, tau: Tensor, conditioning: Mapping[str, Tensor]) -> Tensor:
         inputs = {name: value.to(self.device, self.dtype) for name, value in conditioning.items()}
@@ -347,5 +353,5 @@ def _leave_inference_mode(network: nn.Module) -> None:
 
 
 @lru_cache(maxsize=16)
-def _file_hash(path: str, modified: int) -> str:
-    return sha256_of(Path(path))
+def _file_hash(path: Path, modified: int) -> str:
+    return sha256_of(path)

@@ -55,15 +55,20 @@ class Base:
 
     @cached_property
     def layer_names(self) -> Mapping[str, str]:
-        """Every name that LoRA files use for a layer -> its module's name."""
-        names = {}
+        """Every name that `training.lora_keys` gives a layer -> its module's name; ComfyUI's own names of biases, too.
+
+        kohya's names are made of the checkpoint's (LDM's or SGM's) or of diffusers'.
+        """
+        names, biased = {}, {name for name, _ in self.weights.module.named_parameters() if name.endswith(".bias")}
         for ldm, module in self.ldm_names.items():
-            names |= dict.fromkeys((f"lora_unet_{ldm.replace('.', '_')}", f"diffusion_model.{ldm}"), module)
+            names |= {_kohya(ldm): module, f"diffusion_model.{ldm}": module}
+            if f"{module}.bias" in biased:
+                names[f"diffusion_model.{ldm}.bias"] = f"{module}.bias"
         for module in self._modules:
-            names |= dict.fromkeys(_spellings(module), module)
-            for own, alias in _ALIASES.items():
-                if module.startswith(f"{own}."):
-                    names |= dict.fromkeys(_spellings(module.replace(own, alias, 1)), module)
+            names[_kohya(module)] = module
+            names |= {
+                _kohya(module.replace(o, a, 1)): module for o, a in _ALIASES.items() if module.startswith(f"{o}.")
+            }
         return names
 
     @cached_property
@@ -170,11 +175,8 @@ def run_unet(
     ].float()
 
 
-def _spellings(module: str) -> tuple[str, ...]:
-    """What LoRA files call a module that has this name in diffusers."""
-    flat = module.replace(".", "_")
-    processor = module.replace(".to_", ".processor.to_").removesuffix(".0" if ".to_out" in module else "")
-    return (f"lora_unet_{flat}", f"lycoris_{flat}", module, f"unet.{module}", processor, f"unet.{processor}")
+def _kohya(module: str) -> str:
+    return f"lora_unet_{module.replace('.', '_')}"
 
 
 @lru_cache(maxsize=16)

@@ -32,6 +32,13 @@ _IN_OPEN_CLIP = {
     "self_attn.out_proj": "attn.out_proj",
 }
 """transformers' layers of a text encoder's block, and OpenCLIP's names of them."""
+_OUTSIDE_OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+"""transformers' weights outside the blocks, and OpenCLIP's names of them."""
 _TOGETHER = ("q_proj", "k_proj", "v_proj")
 """transformers' layers that are one in OpenCLIP, in its order."""
 
@@ -117,6 +124,9 @@ def _open_clip(
         weight = weights[f"{kind.key}.{name}"]
         return {turned: weight.T} if turned in file else {plain: weight}
     before, _, after = name.partition("encoder.layers.")
+    if not after:
+        inner = name.removeprefix("model.").removeprefix("text_model.")
+        return {prefix + _OUTSIDE_OPEN_CLIP[inner]: weights[f"{kind.key}.{name}"]}
     number, _, rest = after.partition(".")
     layer, _, ending = rest.rpartition(".")
     block = f"{prefix}transformer.resblocks.{number}."

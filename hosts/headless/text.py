@@ -47,13 +47,15 @@ class TextEncoder:
         return replace(self, patches=self.patches + patches)
 
     def layer_names(self) -> dict[str, str]:
-        """Every name that LoRA files use for a layer -> its name in the module."""
+        """Every name that LoRA files use for a layer -> its name in the module; norms and embeddings have ComfyUI's."""
         names = {}
         for key, tower in self.towers.items():
             for name, layer in tower.model.named_modules():
+                full = f"text_model.{name.removeprefix('text_model.')}"
                 if isinstance(layer, nn.Linear):
-                    full = f"text_model.{name.removeprefix('text_model.')}"
                     names |= dict.fromkeys(_spellings(tower, full), f"{key}.model.{name}")
+                elif hasattr(layer, "weight"):
+                    names[_comfy(tower, full)] = f"{key}.model.{name}"
             if tower.projection is not None:
                 names |= dict.fromkeys(_spellings(tower, "text_projection"), f"{key}.projection")
         return names
@@ -126,5 +128,8 @@ def _weighted(tower: Tower, parts: list[prompts.Chunk], empty: prompts.Chunk) ->
 def _spellings(tower: Tower, full: str) -> tuple[str, ...]:
     kohya, diffusers = tower.kind.lora
     flat = full.replace(".", "_")
-    ours = (f"{diffusers}.{full}", f"text_encoders.clip_{tower.kind.key}.transformer.{full}")
-    return (*(f"{start}_{flat}" for start in kohya), *ours)
+    return (*(f"{start}_{flat}" for start in kohya), f"{diffusers}.{full}", _comfy(tower, full))
+
+
+def _comfy(tower: Tower, full: str) -> str:
+    return f"text_encoders.clip_{tower.kind.key}.transformer.{full}"

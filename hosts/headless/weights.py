@@ -9,56 +9,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...training.lora_kinds import Change
+
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """A change of one weight: weight + strength · delta.
+    """A change of one weight.
 
     Args:
         target: the parameter's name in the module ("conv_in.weight").
         strength: factor, any sign.
-        difference: delta itself, where it is given in full; else
-        up, down: delta = scale · (up @ down), reshaped to the weight's shape.
-        scale: alpha / rank.
-        shape: shape the weight is padded to with zeros before the delta is added, where a LoRA widens it.
-        dora_scale: of a DoRA, (out, 1, ...) or (1, in, ...): the patched weight is rescaled by it, see `_decomposed`.
+        change: what a LoRA file does to it.
     """
 
     target: str
     strength: float
-    difference: Tensor | None = None
-    up: Tensor | None = None
-    down: Tensor | None = None
-    scale: float = 1.0
-    shape: tuple[int, ...] | None = None
-    dora_scale: Tensor | None = None
+    change: Change
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape that the weight is widened to; None where it keeps its own."""
+        return self.change.shape
 
     def apply(self, weight: Tensor) -> Tensor:
         """The patched weight, in float32 and its own memory."""
-        weight = padded(weight.float(), self.shape)
-        if self.difference is not None:
-            delta = self.difference.to(weight)
-        else:
-            delta = torch.mm(self.up.to(weight).flatten(1), self.down.to(weight).flatten(1)) * self.scale
-        delta = delta.reshape(weight.shape)
-        if self.dora_scale is not None:
-            delta = self._decomposed(weight, delta) - weight
-        return weight + self.strength * delta
-
-    def _decomposed(self, weight: Tensor, delta: Tensor) -> Tensor:
-        """dora_scale · (W + D)/norm as ComfyUI has it: |W| for each output, or |W + D| for each input channel."""
-        scale, changed = self.dora_scale.to(weight), weight + delta
-        if scale.shape[0] == weight.shape[0]:
-            norm = weight.flatten(1).norm(dim=1).reshape(-1, *[1] * (weight.ndim - 1))
-        else:
-            norm = changed.transpose(0, 1).flatten(1).norm(dim=1).reshape(1, -1, *[1] * (weight.ndim - 2))
-        return changed * (scale / (norm + torch.finfo(weight.dtype).eps))
+        return self.change.apply(weight.float(), self.strength)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The patch's tensors under names that also tell target and strength, for digests."""
-        parts = {"difference": self.difference, "up": self.up, "down": self.down, "dora_scale": self.dora_scale}
-        named = {f"{self.target}:{part}:{self.strength}:{self.scale}": value for part, value in parts.items()}
-        return {name: value for name, value in named.items() if value is not None}
+        """The patch's tensors under names that also tell target, kind and strength, for digests."""
+        return {
+            f"{self.target}:{self.change.kind}:{part}:{self.strength}": value
+            for part, value in self.change.parts.items()
+        }
 
 
 class Weights:
@@ -110,12 +92,3 @@ def twin(module: nn.Module, replaced: Mapping[str, Tensor]) -> nn.Module:
         value = replaced.get(name, parameter.data)
         shared.setdefault(id(parameter), nn.Parameter(value, requires_grad=False))
     return copy.deepcopy(module, shared)
-
-
-def padded(weight: Tensor, shape: Sequence[int] | None) -> Tensor:
-    """The weight with zeros after its end in every dimension where `shape` is larger; itself if there is no shape."""
-    if shape is None or tuple(shape) == tuple(weight.shape):
-        return weight
-    wide = weight.new_zeros(tuple(shape))
-    wide[tuple(slice(0, size) for size in weight.shape)] = weight
-    return wide
