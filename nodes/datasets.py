@@ -9,7 +9,10 @@ from ..files import confined
 from ..hosts import current
 from ..training.buckets import BUCKETINGS, Sizes, parsed_resolutions
 from ..training.choices import ALPHAS
+from .effects import tells_the_page
 from .errors import names_node
+from .products import lost
+from .running import written
 from .widgets import Widget, choice, count, line, number, switch, text
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ class DatasetNode:
     )
 
 
+@tells_the_page
 class Diff2FlowImageDataset(DatasetNode):
     """Encodes a folder of images and captions for training, once."""
 
@@ -90,10 +94,12 @@ class Diff2FlowImageDataset(DatasetNode):
         alpha: str | None = None,
         mask_floor: float | None = None,
     ) -> str:
-        """Another string when a file in the folder or its N_name folders was added, removed or changed."""
+        """Another string when a file in the folder or its N_name folders was added, removed or changed, or what was
+        encoded is gone."""
         from ..training.folders import folder_state
 
-        return "" if folder is None else folder_state(folder_named(folder))
+        gone = lost("Diff2FlowImageDataset", {"folder": folder, "resolution": resolution})
+        return "" if folder is None else f"{folder_state(folder_named(folder))} {gone}"
 
     @names_node("Diff2Flow Image Dataset")
     def build(
@@ -125,9 +131,11 @@ class Diff2FlowImageDataset(DatasetNode):
         dataset = image_dataset(
             path, cache, settings, encoders, lambda total: host.progress(total, f"Encoding {path.name}")
         )
+        written(cache)
         return dataset, dataset.summary()
 
 
+@tells_the_page
 class Diff2FlowImages(DatasetNode):
     """Encodes images of the graph and their captions for training, once."""
 
@@ -148,6 +156,11 @@ class Diff2FlowImages(DatasetNode):
             return name is None or bool(_cache_folder(name))
         except ValueError as error:
             return str(error)
+
+    @classmethod
+    def IS_CHANGED(cls, name: str | None = None, captions: str | None = None, **_: Any) -> int:
+        """Another number when what was encoded is gone."""
+        return lost("Diff2FlowImages", {"name": name, "captions": captions})
 
     @names_node("Diff2Flow Images")
     def build(
@@ -176,6 +189,7 @@ class Diff2FlowImages(DatasetNode):
             encoders_of(host, vae, clip),
             lambda total: host.progress(total, f"Encoding {name}"),
         )
+        written(_cache_folder(name))
         made = made if dataset is None else dataset.joined(made)
         return made, made.summary()
 

@@ -11,7 +11,10 @@ from ..hosts import current
 from ..hosts.choice import START_CHOICES, flow_of
 from ..samplers import SOLVERS
 from ..training.choices import DAMAGED, PAIR_DTYPES
+from .effects import tells_the_page
 from .errors import names_node
+from .products import lost
+from .running import note_patches, written
 from .widgets import choice, count, number, seed, text
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ _WILDCARDS = "wildcards"
 """Folder of the wildcard files, inside the input folder."""
 
 
+@tells_the_page
 class Diff2FlowReflowPairs:
     """Lets a model make the pairs of noise and latent that straighten it."""
 
@@ -90,8 +94,10 @@ class Diff2FlowReflowPairs:
         shards: int | None = None,
         damaged: str | None = None,
     ) -> str:
-        """Another string when the file of prompts, or a wildcard file that they name, was changed."""
-        return _prompts(prompts or "", prompts_file or "", ["of a dataset"]).digest()
+        """Another string when the file of prompts, or a wildcard file that they name, was changed, or pairs are gone."""
+        widgets = {"prompts": prompts, "count": count, "seed": seed, "folder": folder, "shard": shard, "shards": shards}
+        gone = lost("Diff2FlowReflowPairs", widgets)
+        return f"{_prompts(prompts or '', prompts_file or '', ['of a dataset']).digest()} {gone}"
 
     @names_node("Diff2Flow Reflow Pairs")
     def build(
@@ -116,7 +122,7 @@ class Diff2FlowReflowPairs:
         shard: int = 1,
         shards: int = 1,
         damaged: str = "skip",
-    ) -> tuple[Any, str]:
+    ) -> dict[str, Any]:
         from ..training.pairs import Share
         from ..training.reflow import PairSettings, reflow_pairs
         from ..training.teacher import TeacherSettings
@@ -133,9 +139,13 @@ class Diff2FlowReflowPairs:
             Share(shard, shards),
             damaged,
         )
+        note_patches(host, model, "have no effect on the pairs, which the bare network makes")
+        folder_path = _pairs_folder(folder)
         collected = _prompts(prompts, prompts_file, () if dataset is None else dataset.captions())
-        made = reflow_pairs(_pairs_folder(folder), collected, _maker(host, model, clip, start), settings, host.progress)
-        return made, made.summary()
+        made = reflow_pairs(folder_path, collected, _maker(host, model, clip, start), settings, host.progress)
+        written(folder_path)
+        ui = {"folder": [folder], "pairs": [len(made)]}
+        return {"ui": ui, "result": (made, made.summary())}
 
 
 def _maker(host: Any, model: Any, clip: Any, start: str) -> Maker:

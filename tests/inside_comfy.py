@@ -101,7 +101,8 @@ def run_node(name: str, *args: Any) -> Any:
     cls = N.get(name) or stock.NODE_CLASS_MAPPINGS.get(name) or _extra(name)
     if hasattr(cls, "define_schema"):
         return tuple(cls.execute(*args).result)
-    return getattr(cls(), cls.FUNCTION)(*args)
+    returned = getattr(cls(), cls.FUNCTION)(*args)
+    return returned["result"] if isinstance(returned, dict) else returned
 
 
 def _extra(name: str) -> Any:

@@ -245,6 +245,9 @@ class FakeHost:
     def fingerprint(self, thing: Any) -> str:
         return str(thing)
 
+    def sampling_patches(self, model: Any) -> tuple[str, ...]:
+        return ()
+
     @contextmanager
     def training(self, model: Any, clip: Any = None) -> Any:
         yield self.backbone

@@ -13,7 +13,7 @@ from ...samplers.parameterization import FlowParameterization
 from ...training.checkpoint_file import StoredTensor
 from ...training.port import Backbone, Progress
 from ..port import ModelFacts
-from . import encoders, folders, loading, models, progress, sampling, saving, training
+from . import encoders, folders, loading, models, patches, progress, sampling, saving, training
 
 
 class ComfyHost:
@@ -86,6 +86,9 @@ class ComfyHost:
 
     def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:
         return training.training(model, clip)
+
+    def sampling_patches(self, model: Any) -> tuple[str, ...]:
+        return patches.sampling_patches(model)
 
     def progress(self, total: int, title: str) -> Progress:
         return progress.ComfyProgress(total, title)
