@@ -132,6 +132,7 @@ OTHERS = {
     "refiner": lambda s: [
         s.update({key: torch.zeros(len(s[key]), 1280)}) for key in list(s) if key.endswith("attn2.to_k.weight")
     ],
+    "upscaler": lambda s: s.update({f"{PREFIX}label_emb.weight": torch.zeros(1000, 256)}),
     "only one of SDXL's 2 text encoders": lambda s: [
         s.pop(key) for key in list(s) if key.startswith("conditioner.embedders.1")
     ],
