@@ -146,7 +146,7 @@ class Bench:
         return nodes["Diff2FlowTrain"]().train(
             self.model, self.train, lora_everywhere(setting.rank), _objective(method), steps, setting.batch_size,
             setting.learning_rate, seed, f"ablation_{name}", loss=loss, optimizer=optimizer, watch=watch,
-        )[0]  # fmt: skip
+        )["result"][0]  # fmt: skip
 
     def measured(self, model: Any, seed: int, name: str) -> dict[str, Any]:
         """Quality of a model's samples for each step count; saves a picture of some."""

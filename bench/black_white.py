@@ -114,7 +114,7 @@ class Bench(OnPrior):
         return nodes["Diff2FlowTrain"]().train(
             self._model, self._data(), lora_everywhere(setting.rank), objective, setting.steps, setting.batch_size,
             setting.learning_rate, seed, name, optimizer=optimizer, loss=loss,
-        )[0]  # fmt: skip
+        )["result"][0]  # fmt: skip
 
     def _uniform_ones(self, model: Any, steps: int, cfg: float, seed: int, method: str) -> dict[str, Any]:
         """Of the samples of each colour, see `brightness`; saves a picture of some."""

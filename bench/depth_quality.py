@@ -148,7 +148,7 @@ class Bench(OnPrior):
         return nodes["Diff2FlowTrain"]().train(
             self._model, dataset, lora, changes.get("objective", "diff2flow"), steps, setting.batch_size,
             setting.learning_rate, seed, name, optimizer=optimizer, loss=loss, save_dtype="fp32",
-        )[0]  # fmt: skip
+        )["result"][0]  # fmt: skip
 
     def _stepped(self, model: Any, seed: int, name: str) -> dict[str, Any]:
         """The metrics for each step count."""

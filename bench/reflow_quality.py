@@ -100,7 +100,7 @@ def reflowed(
     layers = lora_everywhere(rank)
     return train(
         model, data, layers, "diff2flow", *size, seed, name, optimizer=optimizer, loss=loss, save_dtype="fp32"
-    )[0]
+    )["result"][0]
 
 
 class Bench(OnPrior):
@@ -151,7 +151,7 @@ class Bench(OnPrior):
         build = NODE_CLASS_MAPPINGS["Diff2FlowReflowPairs"]().build
         numbers = (setting.pairs, setting.teacher_steps, cfg, setting.seed)
         size = {"width": digits.SIZE, "height": digits.SIZE, "batch_size": 32, "save_dtype": "fp32"}
-        return build(model, self._clip, prompts, *numbers, folder, **size)[0]
+        return build(model, self._clip, prompts, *numbers, folder, **size)["result"][0]
 
     def _images(self) -> Any:
         """The digits that the prior was trained on, for recipe windows."""

@@ -186,7 +186,7 @@ class Bench(OnPrior):
         build = NODE_CLASS_MAPPINGS["Diff2FlowReflowPairs"]().build
         numbers = (setting.pairs, setting.steps, setting.guided, 0)
         size = {"width": shapes.SIZE, "height": shapes.SIZE, "batch_size": 32, "save_dtype": "fp32"}
-        return build(self._model, self._clip, "\n".join(texts), *numbers, "shapes_binding", **size)[0]
+        return build(self._model, self._clip, "\n".join(texts), *numbers, "shapes_binding", **size)["result"][0]
 
     def _judged(self, model: Any, steps: int, cfg: float, seed: int, rows: list[Tensor]) -> dict[str, Any]:
         """What is read in samples, by group; some of them go into a row of the sheet."""

@@ -10,7 +10,10 @@ from ..hosts import current
 from ..training.buckets import BUCKETINGS, Sizes, parsed_resolutions
 from ..training.captions import EMBEDDING
 from ..training.choices import ALPHAS
+from .effects import tells_the_page
 from .errors import names_node
+from .products import lost
+from .running import written
 from .widgets import Widget, choice, count, line, number, switch, text
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class DatasetNode:
     )
 
 
+@tells_the_page
 class Diff2FlowImageDataset(DatasetNode):
     """Encodes a folder of images and captions for training, once."""
 
@@ -104,10 +108,13 @@ class Diff2FlowImageDataset(DatasetNode):
         caption_weights: bool | None = None,
     ) -> str:
         """Another string when a file in the folder or its N_name folders, or a textual inversion, was added, removed or
-        changed."""
+        changed, or when what was encoded is gone."""
         from ..training.folders import folder_state
 
-        return "" if folder is None else folder_state(folder_named(folder)) + current().inversions_state()
+        gone = lost("Diff2FlowImageDataset", {"folder": folder, "resolution": resolution})
+        if folder is None:
+            return ""
+        return f"{folder_state(folder_named(folder))}{current().inversions_state()} {gone}"
 
     @names_node("Diff2Flow Image Dataset")
     def build(
@@ -140,9 +147,11 @@ class Diff2FlowImageDataset(DatasetNode):
         dataset = image_dataset(
             path, cache, settings, encoders, lambda total: host.progress(total, f"Encoding {path.name}")
         )
+        written(cache)
         return dataset, dataset.summary()
 
 
+@tells_the_page
 class Diff2FlowImages(DatasetNode):
     """Encodes images of the graph and their captions for training, once."""
 
@@ -165,22 +174,11 @@ class Diff2FlowImages(DatasetNode):
             return str(error)
 
     @classmethod
-    def IS_CHANGED(
-        cls,
-        images: Any = None,
-        captions: str | None = None,
-        vae: Any = None,
-        clip: Any = None,
-        mask: Any = None,
-        repeats: int | None = None,
-        flips: bool | None = None,
-        name: str | None = None,
-        dataset: Any = None,
-        mask_floor: float | None = None,
-        caption_weights: bool | None = None,
-    ) -> str:
-        """Another string when a textual inversion that the captions may name was added, removed or changed."""
-        return inversions_state(captions)
+    def IS_CHANGED(cls, name: str | None = None, captions: str | None = None, **_: Any) -> str:
+        """Another string when a textual inversion that the captions may name was added, removed or changed, or when what
+        was encoded is gone."""
+        gone = lost("Diff2FlowImages", {"name": name, "captions": captions})
+        return f"{inversions_state(captions)} {gone}"
 
     @names_node("Diff2Flow Images")
     def build(
@@ -210,6 +208,7 @@ class Diff2FlowImages(DatasetNode):
             encoders_of(host, vae, clip),
             lambda total: host.progress(total, f"Encoding {name}"),
         )
+        written(_cache_folder(name))
         made = made if dataset is None else dataset.joined(made)
         return made, made.summary()
 

@@ -13,12 +13,16 @@ from ..hosts.choice import NOISES, START_CHOICES
 from ..samplers import SOLVERS
 from ..training.buckets import Sizes
 from .datasets import CLIP, VAE, DatasetNode, bucket_inputs, encoders_of, folder_named, resolution_input
+from .effects import tells_the_page
 from .errors import names_node
+from .products import lost
+from .running import note, written
 from .widgets import choice, count, line, number, seed, switch
 
 CATEGORY = "Diff2Flow/depth"
 
 
+@tells_the_page
 class Diff2FlowDepthDataset(DatasetNode):
     """Encodes a folder of images with their depth for training, once."""
 
@@ -59,10 +63,12 @@ class Diff2FlowDepthDataset(DatasetNode):
         bucket_step: int | None = None,
         max_aspect: float | None = None,
     ) -> str:
-        """Another string when a file in the folder or below was added, removed or changed."""
+        """Another string when a file in the folder or below was added, removed or changed, or what was encoded is
+        gone."""
         from ..depth.layouts import folder_state
 
-        return "" if folder is None else folder_state(folder_named(folder))
+        gone = lost("Diff2FlowDepthDataset", {"folder": folder, "resolution": resolution})
+        return "" if folder is None else f"{folder_state(folder_named(folder))} {gone}"
 
     @names_node("Diff2Flow Depth Dataset")
     def build(
@@ -92,9 +98,11 @@ class Diff2FlowDepthDataset(DatasetNode):
             encoders_of(host, vae, clip),
             lambda total: host.progress(total, f"Encoding {path.name}"),
         )
+        written(cache)
         return dataset, dataset.summary()
 
 
+@tells_the_page
 class Diff2FlowDepth:
     """Estimates the depth of images or of a video's frames."""
 
@@ -140,6 +148,8 @@ class Diff2FlowDepth:
         from ..depth.sockets import as_image
         from ..hosts.depth_estimation import DepthPlan, estimate
 
+        if noise != NOISES[0] and len(image) == 1:
+            note(f"noise ({noise!r}) has no effect: it counts where image has several frames")
         plan = DepthPlan(steps, solver, seed, ensemble, reduction, resolution, noise, batch_size, start)
         shown = partial(shown_depth, polarity=polarity, colours=colours)
         found = estimate(current(), model, clip, vae, image, plan)

@@ -9,6 +9,8 @@ from ..depth.choices import SPACES, UNITS
 from ..files import confined
 from ..hosts import current
 from .errors import names_node
+from .products import lost
+from .running import written
 from .widgets import choice, line
 
 CATEGORY = "Diff2Flow/depth"
@@ -118,15 +120,22 @@ class Diff2FlowSaveDepth:
         except ValueError as error:
             return str(error)
 
+    @classmethod
+    def IS_CHANGED(cls, **inputs: Any) -> int:
+        """Another number when a file that was written is gone."""
+        return lost("Diff2FlowSaveDepth", inputs)
+
     @names_node("Diff2Flow Save Depth")
-    def save(self, depth: Any, filename_prefix: str, format: str = "exr") -> tuple[str]:
+    def save(self, depth: Any, filename_prefix: str, format: str = "exr") -> dict[str, Any]:
         from ..depth.files import save_frames
         from ..depth.sockets import depth_of
 
         if format not in _FORMATS:
             raise ValueError(f"format must be one of {', '.join(_FORMATS)}, not {format!r}")
         folder = _output_folder(filename_prefix)
-        return ("\n".join(save_frames(folder, filename_prefix, depth_of(depth, "depth"), _FORMATS[format])),)
+        names = save_frames(folder, filename_prefix, depth_of(depth, "depth"), _FORMATS[format])
+        written(*(folder / name for name in names))
+        return {"ui": {"file": names}, "result": ("\n".join(names),)}
 
 
 class Diff2FlowDepthMetrics:

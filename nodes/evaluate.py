@@ -10,10 +10,13 @@ from ..hosts import current
 from ..hosts.choice import flow_of
 from ..metrics.coverage import NEIGHBOURS
 from ..metrics.features import EXTRACTORS, INCEPTION_FILE
+from .effects import tells_the_page
 from .errors import names_node
+from .running import note_patches
 from .widgets import choice, count, line, seed, text
 
 
+@tells_the_page
 class Diff2FlowEvaluate:
     """Compares a batch of images with a batch of reference images; on request, judges captions and the model's flow."""
 
@@ -102,6 +105,7 @@ class Diff2FlowEvaluate:
             fit = clip_score(samples, caption_of_each(captions, len(samples)), confined(folder, clip_model.strip()))
             reports.append(f"CLIP score {fit:.4g}")
         if _wanted_together({"model": model, "dataset": dataset}):
+            note_patches(current(), model, "have no effect on straightness and loss, which are those of the bare network")
             with current().training(model) as backbone:
                 flow = flow_quality(backbone, dataset, flow_of(current().facts(model)), seed)
             straight, loss = flow.paths.mean, flow.losses["loss"]

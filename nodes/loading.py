@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..hosts import current
+from .effects import tells_the_page
 from .errors import names_node
 from .widgets import choice, number
 
@@ -21,6 +22,7 @@ _STRENGTH = number(
 )
 
 
+@tells_the_page
 class Diff2FlowCheckpointLoader:
     """Loads a Stable Diffusion checkpoint, and a LoRA on it if one is chosen."""
 

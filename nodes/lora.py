@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..training.layers import GROUPS, PRESETS, WIDENINGS, LoraSettings, patterns
+from .effects import tells_the_page
 from .errors import names_node
 from .widgets import Widget, choice, count, number, switch, text
 
@@ -16,6 +17,7 @@ def _group_switch(default: bool, layers: str) -> Widget:
     return switch(default, f"Preset custom only: train {layers}.")
 
 
+@tells_the_page
 class Diff2FlowLoraConfig:
     """Which layers a LoRA trains, and how finely."""
 

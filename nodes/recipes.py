@@ -7,12 +7,14 @@ from typing import Any
 
 from ..training.objective import WEIGHTINGS, ObjectiveSettings
 from ..training.recipes import DROPPED, RECIPES, WINDOWS
+from .effects import tells_the_page
 from .errors import names_node
 from .widgets import choice, count, number
 
 AS_RECIPE = "recipe"
 
 
+@tells_the_page
 class Diff2FlowReflowRecipe:
     """Complete settings for reflow, by name."""
 

@@ -12,7 +12,10 @@ from ..hosts.choice import START_CHOICES, flow_of
 from ..samplers import SOLVERS
 from ..training.choices import DAMAGED, PAIR_DTYPES
 from .datasets import inversions_state
+from .effects import tells_the_page
 from .errors import names_node
+from .products import lost
+from .running import note_patches, written
 from .widgets import choice, count, number, seed, text
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ _WILDCARDS = "wildcards"
 """Folder of the wildcard files, inside the input folder."""
 
 
+@tells_the_page
 class Diff2FlowReflowPairs:
     """Lets a model make the pairs of noise and latent that straighten it."""
 
@@ -91,9 +95,12 @@ class Diff2FlowReflowPairs:
         shards: int | None = None,
         damaged: str | None = None,
     ) -> str:
-        """Another string when the file of prompts, or a wildcard or textual inversion that they name, was changed."""
+        """Another string when the file of prompts, or a wildcard or textual inversion that they name, was changed, or when
+        pairs are gone."""
+        widgets = {"prompts": prompts, "count": count, "seed": seed, "folder": folder, "shard": shard, "shards": shards}
         named = _prompts(prompts or "", prompts_file or "", ["of a dataset"])
-        return named.digest() + inversions_state("\n".join([*named.templates(), negative or ""]))
+        inversions = inversions_state("\n".join([*named.templates(), negative or ""]))
+        return f"{named.digest()}{inversions} {lost('Diff2FlowReflowPairs', widgets)}"
 
     @names_node("Diff2Flow Reflow Pairs")
     def build(
@@ -118,7 +125,7 @@ class Diff2FlowReflowPairs:
         shard: int = 1,
         shards: int = 1,
         damaged: str = "skip",
-    ) -> tuple[Any, str]:
+    ) -> dict[str, Any]:
         from ..training.pairs import Share
         from ..training.reflow import PairSettings, reflow_pairs
         from ..training.teacher import TeacherSettings
@@ -135,9 +142,13 @@ class Diff2FlowReflowPairs:
             Share(shard, shards),
             damaged,
         )
+        note_patches(host, model, "have no effect on the pairs, which the bare network makes")
+        folder_path = _pairs_folder(folder)
         collected = _prompts(prompts, prompts_file, () if dataset is None else dataset.captions())
-        made = reflow_pairs(_pairs_folder(folder), collected, _maker(host, model, clip, start), settings, host.progress)
-        return made, made.summary()
+        made = reflow_pairs(folder_path, collected, _maker(host, model, clip, start), settings, host.progress)
+        written(folder_path)
+        ui = {"folder": [folder], "pairs": [len(made)]}
+        return {"ui": ui, "result": (made, made.summary())}
 
 
 def _maker(host: Any, model: Any, clip: Any, start: str) -> Maker:

@@ -8,6 +8,7 @@ from ..hosts import current
 from ..hosts.checks import require_finite_latent, require_text_to_image
 from ..hosts.choice import PREDICTIONS, START_CHOICES, SWITCH, FlowChoice, flow_of
 from ..samplers import SHAPES, SOLVERS
+from .effects import tells_the_page
 from .errors import names_node
 from .widgets import choice, count, number, seed
 
@@ -187,6 +188,7 @@ def sampled(
     return host.sample(clone, positive, negative, latent_image, seed, sampler, sigmas, cfg)
 
 
+@tells_the_page
 class Diff2FlowSolver:
     """A SAMPLER for SamplerCustom."""
 

@@ -12,6 +12,8 @@ from ..hosts.choice import flow_of
 from ..hosts.sharing import require_stock, require_text_to_image_network, trains_text
 from ..training.choices import DTYPES
 from .errors import names_node
+from .products import lost
+from .running import written
 from .widgets import choice, line
 
 CATEGORY = "Diff2Flow/saving"
@@ -67,8 +69,13 @@ class Diff2FlowSaveCheckpoint:
         except ValueError as error:
             return f"name: {error}"
 
+    @classmethod
+    def IS_CHANGED(cls, **inputs: Any) -> int:
+        """Another number when the file that was written is gone."""
+        return lost("Diff2FlowSaveCheckpoint", inputs)
+
     @names_node("Diff2Flow Save Checkpoint")
-    def save(self, model: Any, clip: Any, vae: Any, name: str, save_dtype: str = "fp16") -> tuple[str]:
+    def save(self, model: Any, clip: Any, vae: Any, name: str, save_dtype: str = "fp16") -> dict[str, Any]:
         from ..training.checkpoint_file import write_checkpoint
         from ..training.lora_file import free_path
 
@@ -81,7 +88,9 @@ class Diff2FlowSaveCheckpoint:
         path = free_path(folder, name)
         tensors = {**host.checkpoint(model, clip, vae), **_markers(facts)}
         write_checkpoint(path, tensors, _metadata(facts, path.stem), DTYPES[save_dtype])
-        return (path.relative_to(folder).as_posix(),)
+        written(path)
+        saved = path.relative_to(folder).as_posix()
+        return {"ui": {"file": [saved]}, "result": (saved,)}
 
 
 class Diff2FlowExportDiffusers:
@@ -125,8 +134,13 @@ class Diff2FlowExportDiffusers:
         except ValueError as error:
             return f"name: {error}"
 
+    @classmethod
+    def IS_CHANGED(cls, **inputs: Any) -> int:
+        """Another number when the folder that was written is gone."""
+        return lost("Diff2FlowExportDiffusers", inputs)
+
     @names_node("Diff2Flow Export to Diffusers")
-    def export(self, model: Any, clip: Any, vae: Any, name: str, save_dtype: str = "fp16") -> tuple[str]:
+    def export(self, model: Any, clip: Any, vae: Any, name: str, save_dtype: str = "fp16") -> dict[str, Any]:
         _require_diffusers()
         host = current()
         facts = host.facts(model)
@@ -136,7 +150,8 @@ class Diff2FlowExportDiffusers:
         folder = free_folder(_exports(), name)
         with folder_written_whole(folder) as temporary:
             _write(temporary, folder.name, host, (model, clip, vae), facts, DTYPES[save_dtype])
-        return (str(folder),)
+        written(folder)
+        return {"ui": {"folder": [str(folder)]}, "result": (str(folder),)}
 
 
 def _exports() -> Path:

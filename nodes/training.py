@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..hosts import current
 from ..training.choices import DTYPES, RESUME
-from ..training.objective import OBJECTIVES
+from ..training.layers import LoraSettings
+from ..training.objective import OBJECTIVES, ObjectiveSettings
 from ..training.recipes import EXPERT, TASK_NAMES, goal_of
 from .errors import names_node
+from .products import lost
+from .running import note, note_patches, written
 from .widgets import choice, count, line, number, seed, switch
 
 if TYPE_CHECKING:
     from ..training.finetune import Watch
-    from ..training.layers import LoraSettings
-    from ..training.objective import ObjectiveSettings
     from ..training.product import Finetuned
     from ..training.settings import OptimizerSettings
     from .training_options import WatchConfig
@@ -75,9 +77,11 @@ class Diff2FlowTrain:
             return str(error)
 
     @classmethod
-    def IS_CHANGED(cls, output_name: str | None = None, **_: Any) -> int:
-        """Another number after "Stop and save": queued again with the same inputs, the run goes on."""
-        return _stopped[output_name] if output_name else _stopped.total()
+    def IS_CHANGED(cls, output_name: str | None = None, **inputs: Any) -> int:
+        """Another number after "Stop and save", and when the file is gone: queued again with the same inputs, the run
+        goes on, or writes its file again."""
+        stopped = _stopped[output_name] if output_name else _stopped.total()
+        return stopped + lost("Diff2FlowTrain", {"output_name": output_name, **inputs})
 
     @names_node("Diff2Flow Train")
     def train(
@@ -105,7 +109,7 @@ class Diff2FlowTrain:
         clip: Any = None,
         prompt: Mapping[str, Any] | None = None,
         unique_id: str = "",
-    ) -> tuple[Any, str, Any, Any]:
+    ) -> dict[str, Any]:
         from ..training.finetune import Job, Keeping, finetune
         from ..training.plot import loss_plot
         from ..training.product import Output
@@ -121,8 +125,11 @@ class Diff2FlowTrain:
             folder, output_name, save_dtype, *_recommended(recommended_steps, recommended_cfg, dataset, goal)
         )
         keeping = Keeping(host.folder("output") / RUNS, save_every, keep_states, resume, memory_check)
+        for idle in _without_effect(dataset, lora, objective, loss, optimizer):
+            note(idle)
         dataset, watched = _watched(dataset, watch, seed)
         host.facts(model)
+        note_patches(host, model, "are not trained with; samples drawn on the way and the trained model have them")
         encoder = clip if lora.text_encoder else None
         ids = [host.fingerprint(thing) for thing in (model, encoder) if thing is not None]
         progress = host.progress(steps, f"Training {output_name}")
@@ -131,8 +138,42 @@ class Diff2FlowTrain:
             result = finetune(job, progress)
         if len(result.losses) < steps:
             _stopped[output_name] += 1
+        written(folder / result.name)
         trained, encoder = _trained(host, model, encoder, lora, result)
-        return trained, result.name, loss_plot(result.losses, result.name), clip if encoder is None else encoder
+        plot = loss_plot(result.losses, result.name)
+        return {"ui": _shown(result), "result": (trained, result.name, plot, clip if encoder is None else encoder)}
+
+
+def _shown(result: Finetuned) -> dict[str, list[Any]]:
+    """What a client of the API finds in the history: the file, the steps made, the last loss and the mean of them."""
+    losses = result.losses
+    return {"file": [result.name], "steps": [len(losses)], "last_loss": losses[-1:], "mean_loss": [fmean(losses)]}
+
+
+def _without_effect(
+    dataset: Any,
+    lora: LoraSettings,
+    objective: str,
+    loss: ObjectiveSettings | None,
+    optimizer: OptimizerSettings | None,
+) -> Iterator[str]:
+    """A sentence for each setting of the connected nodes that differs from its default and does nothing here."""
+    if lora.widening != LoraSettings.widening and not dataset.image_channels:
+        yield f"lora: widening ({lora.widening!r}) has no effect: it counts where the dataset holds depth"
+    if optimizer is not None and optimizer.text_rate != type(optimizer).text_rate and not lora.text_encoder:
+        yield (
+            f"optimizer: text_rate ({optimizer.text_rate}) has no effect: it counts where text_encoder is on in"
+            " Diff2Flow LoRA Config"
+        )
+    if loss is None:
+        return
+    if objective != "diff2flow":
+        for name in ("t_range", "weighting"):
+            value = getattr(loss, name)
+            if value != getattr(ObjectiveSettings, name):
+                yield f"loss: {name} ({value!r}) has no effect: it counts where objective is 'diff2flow'"
+    if loss.caption_dropout and not any(dataset.captions()):
+        yield f"loss: caption_dropout ({loss.caption_dropout}) has no effect: the dataset has no captions"
 
 
 def _require_clip_unused(prompt: Mapping[str, Any], unique_id: str, output: int) -> None:

@@ -13,6 +13,7 @@ from ..training.optimizers import OPTIMIZERS
 from ..training.rates import SCHEDULES
 from ..training.times import DISTRIBUTIONS
 from ..training.transport import PAIRINGS
+from .effects import tells_the_page
 from .errors import names_node
 from .widgets import choice, count, listed_numbers, number, seed, switch, text
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 CATEGORY = "Diff2Flow/training"
 
 
+@tells_the_page
 class Diff2FlowLossConfig:
     """What is minimised, in detail."""
 
@@ -148,6 +150,7 @@ def _loss_inputs() -> dict[str, Any]:
     }
 
 
+@tells_the_page
 class Diff2FlowOptimizerConfig:
     """How the weights move."""
 
@@ -276,6 +279,7 @@ class WatchConfig:
     held_out_share: float
 
 
+@tells_the_page
 class Diff2FlowTrainWatch:
     """What is looked at while training."""
 

@@ -5,6 +5,7 @@ Run by `test_comfy_nodes.py` with ComfyUI's python, COMFYUI_DIR and the name of 
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
@@ -109,7 +110,8 @@ def run_node(name: str, *args: Any) -> Any:
     cls = N.get(name) or stock.NODE_CLASS_MAPPINGS.get(name) or _extra(name)
     if hasattr(cls, "define_schema"):
         return tuple(cls.execute(*args).result)
-    return getattr(cls(), cls.FUNCTION)(*args)
+    returned = getattr(cls(), cls.FUNCTION)(*args)
+    return returned["result"] if isinstance(returned, dict) else returned
 
 
 def _extra(name: str) -> Any:
@@ -975,6 +977,136 @@ def check_reflow_pairs() -> dict[str, Any]:
     assert len(first) == len(again) == 4 and len(shards) == 1 and batch.noise.shape == (4, 4, 8, 8), summary
     assert batch.latent.isfinite().all() and not any(x.is_inference() for x in (batch.latent, batch.context))
     return {"summary": summary, "spread": float(batch.latent.std())}
+
+
+def extra(module: str, name: str, *args: Any) -> Any:
+    """First output of a node of ComfyUI's extras, whichever API version it is written for."""
+    cls = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
+    if hasattr(cls, "define_schema"):
+        return cls.execute(*args).result[0]
+    return getattr(cls(), cls.FUNCTION)(*args)[0]
+
+
+class _Hypernetwork:
+    def __call__(self, q: Any, k: Any, v: Any, extra_options: Any) -> tuple[Any, Any, Any]:
+        return q, 3.0 * k, v
+
+
+def _doubled(apply_model: Any, given: Any) -> Any:
+    return 2.0 * apply_model(given["input"], given["timestep"], **given["c"])
+
+
+def _weighed(args: Any) -> Any:
+    return args["cond"]
+
+
+def check_patches_of_sampling() -> dict[str, Any]:
+    """Those that training and pairs do not call are named; they change what is sampled, and no pair."""
+    from diff2flow_nodes.hosts.choice import flow_of
+
+    plain, clip = network(), text_encoder()
+    patched = extra("nodes_freelunch", "FreeU_V2", plain, 1.3, 1.4, 0.9, 0.2)
+    patched = extra("nodes_pag", "PerturbedAttentionGuidance", patched, 3.0)
+    patched = patched.clone()
+    patched.set_model_attn2_patch(_Hypernetwork())
+    patched.set_model_attn2_replace(_weighed, "middle", 0)
+    patched.set_model_unet_function_wrapper(_doubled)
+    patched.set_model_sampler_cfg_function(_weighed)
+    patched.add_wrapper_with_key("diffusion_model", "test", _doubled)
+    host = current()
+    found = host.sampling_patches(patched)
+    assert set(found) == {
+        "FreeU_V2 (output_block_patch)", "PerturbedAttentionGuidance (sampler_post_cfg_function)",
+        "_Hypernetwork (attn2_patch)", "_weighed (attn2)", "_doubled (model_function_wrapper)",
+        "_weighed (sampler_cfg_function)", "_doubled (diffusion_model wrapper)",
+    }, found  # fmt: skip
+    lora = host.apply_lora(plain, None, kohya_lora(plain, 1), 1.0, None)[0]
+    seeing_image = host.apply_lora(plain, None, depth_lora(plain)[0], 1.0, None)[0]
+    for none in (plain, lora, seeing_image, host.as_flow(plain, flow_of(host.facts(plain)))):
+        assert host.sampling_patches(none) == (), host.sampling_patches(none)
+    freed = plain.clone()
+    freed.set_model_unet_function_wrapper(_doubled)
+    sampled = difference(ours(freed), ours(plain))
+    made, summaries, folders = [], [], [f"patches_{os.getpid()}_{i}" for i in range(2)]
+    try:
+        for model, folder in zip((plain, freed), folders, strict=True):
+            pairs, summary = run_node("Diff2FlowReflowPairs", model, clip, "a fox", 2, 2, 3.0, 0, folder, None, "", "",
+                                      64, 64)  # fmt: skip
+            with torch.inference_mode(False):
+                made.append(pairs.batch(range(2)).latent)
+            summaries.append(summary)
+    finally:
+        for folder in folders:
+            shutil.rmtree(host.folder("datasets") / folder, ignore_errors=True)
+    assert torch.equal(*made) and sampled > 1e-2, sampled
+    line = "model: the following patches have no effect on the pairs, which the bare network makes: _doubled"
+    assert line not in summaries[0] and line in summaries[1], summaries
+    return {"patches": found, "sampled": sampled}
+
+
+def check_networks_that_take_more() -> dict[str, str]:
+    """unCLIP: a sentence instead of a KeyError from the middle of ComfyUI; it is sampled as ever."""
+    model = unclip()
+    assert ours(model, "SD20").isfinite().all()
+    said = {}
+    for name, inputs in {
+        "Diff2FlowReflowPairs": {"clip": text_encoder(), "prompts": "a fox", "count": 1, "steps": 1, "cfg": 1.0,
+                                 "seed": 0, "folder": f"unclip_{os.getpid()}", "width": 64, "height": 64},
+    }.items():  # fmt: skip
+        try:
+            getattr(N[name](), N[name].FUNCTION)(model=model, **inputs)
+        except ValueError as error:
+            said[name] = str(error)
+        else:
+            raise AssertionError(f"{name} did it")
+        assert "model: the network of a SD21UNCLIP" in said[name] and "choose a plain checkpoint" in said[name], said
+    return said
+
+
+def unclip() -> Any:
+    """ModelPatcher of a small unCLIP network."""
+    config = comfy.supported_models.SD21UnclipL({**network("SD20").model.model_config.unet_config})
+    config.unet_config.update(adm_in_channels=1536, num_classes="sequential", num_head_channels=8)
+    config.set_inference_dtype(torch.float32, None)
+    torch.manual_seed(0)
+    model = comfy.model_base.SD21UNCLIP(config, config.noise_aug_config, comfy.model_base.ModelType.V_PREDICTION)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape) * (0.3 / max(1, parameter[0].numel()) ** 0.5)
+    device = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=device)
+
+
+def check_wrong_sockets() -> dict[str, str]:
+    """A MODEL, CLIP, VAE or LATENT where another belongs, and a CFG that is no number: one sentence each."""
+    from diff2flow_nodes.bench import ldm_layout
+    from diff2flow_nodes.bench.tiny_taesd import block_mean_autoencoder
+    from diff2flow_nodes.nodes.sockets import kind_of
+
+    model, clip = network(), text_encoder()
+    values = {"MODEL": model, "CLIP": clip, "LATENT": latent(), "CONDITIONING": conditioning()}
+    weights = ldm_layout.taesd_to_comfy(block_mean_autoencoder(0).state_dict(), torch.tensor(0.18), torch.tensor(0.0))
+    values["VAE"] = comfy.sd.VAE(sd={key.removeprefix("first_stage_model."): each for key, each in weights.items()})
+    values["SAMPLER"] = comfy.samplers.sampler_object("euler")
+    assert {name: kind_of(value) for name, value in values.items()} == {name: name for name in values}
+    said = {}
+    for name, cls in N.items():
+        declared = cls.INPUT_TYPES()
+        for key, (kind, _) in {**declared.get("required", {}), **declared.get("optional", {})}.items():
+            for found, value in values.items():
+                if not isinstance(kind, list) and kind in values and found != kind:
+                    said[f"{name} {key} {found}"] = _said(cls, {key: value})
+                    assert f"{key}: {found} came in where a {kind} belongs" in said[f"{name} {key} {found}"], said
+            if kind == "FLOAT":
+                assert f": {key} must be a finite number, not nan" in _said(cls, {key: float("nan")})
+    return {"refused": str(len(said)), **dict(list(said.items())[:3])}
+
+
+def _said(cls: Any, inputs: dict[str, Any]) -> str:
+    try:
+        getattr(cls(), cls.FUNCTION)(**inputs)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError(f"{cls.__name__} took {inputs}")
 
 
 def noisy() -> torch.Tensor:

@@ -194,3 +194,20 @@ def settled(server: ComfyServer) -> float:
     time.sleep(1.0)
     entry = server.wait(server.queue({"trim": node("TrimMemory", number=next(_salt))}))
     return entry["outputs"]["trim"]["held"][0]
+
+
+def test_a_client_is_told_what_was_written_and_an_unchanged_graph_writes_it_again(server: ComfyServer) -> None:
+    """The history names the file, its steps and its loss; whose file is gone does not succeed from memory."""
+    graph = graph_of("told", steps=2)
+    file = server.base / "models" / "loras" / "told.safetensors"
+    first = server.outputs(graph)["train"]
+    losses = [entry["loss"] for entry in entries(server, "told") if entry["kind"] == "step"]
+    assert first["file"] == ["told.safetensors"] and first["steps"] == [2] and first["notes"] == []
+    assert first["last_loss"] == pytest.approx(losses[-1:]) and first["mean_loss"] == pytest.approx([np.mean(losses)])
+    written = file.stat().st_mtime_ns
+    assert server.outputs(graph)["train"] == first and file.stat().st_mtime_ns == written, "taken from memory"
+    state = file.read_bytes()
+    file.unlink()
+    assert server.outputs(graph)["train"] == first and file.read_bytes() == state
+    written = file.stat().st_mtime_ns
+    assert server.outputs(graph)["train"] == first and file.stat().st_mtime_ns == written, "from memory again"

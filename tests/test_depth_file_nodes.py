@@ -67,7 +67,7 @@ def test_a_changed_file_is_read_again(host):
 def test_raw_depth_survives_a_save(host, format):
     raw = torch.randn(3, 8, 12) * 0.7 + 0.5  # beyond [0, 1]
     for first in (1, 4):
-        [names] = Diff2FlowSaveDepth().save(_image(raw), "shot/depth", format)
+        [names] = Diff2FlowSaveDepth().save(_image(raw), "shot/depth", format)["result"]
         assert names.split("\n") == [f"shot/depth_{first + i:05d}.{format}" for i in range(3)]
         files = [host.folder("output") / name for name in names.split("\n")]
         assert torch.equal(torch.stack([read_depth(file) for file in files]), raw)
@@ -76,7 +76,7 @@ def test_raw_depth_survives_a_save(host, format):
 
 def test_png16_has_the_range_of_the_batch(host):
     raw = torch.tensor([0.2, 0.7, 1.2]).reshape(3, 1, 1).expand(3, 4, 4)
-    [names] = Diff2FlowSaveDepth().save(_image(raw), "d", "png16")
+    [names] = Diff2FlowSaveDepth().save(_image(raw), "d", "png16")["result"]
     seen = [int(read_depth(host.folder("output") / name, "metres")[0, 0]) for name in names.split("\n")]
     assert seen[0] == 0 and abs(seen[1] - 32768) <= 1 and seen[2] == 65535
 

@@ -48,7 +48,7 @@ def trained(host, family, name, folder="pairs", objective="diff2flow", watch=Non
     settings = {"preset": "custom", "rank": 4, "alpha": 4.0, "conv": True, "ends_in_full": True, **lora}
     dataset, _ = Diff2FlowDepthDataset().build(folder, vae, clip, 32)
     config = Diff2FlowLoraConfig().build(**settings)[0]
-    return Diff2FlowTrain().train(model, dataset, config, objective, 8, 2, 1e-2, 0, name, watch=watch)[0]
+    return Diff2FlowTrain().train(model, dataset, config, objective, 8, 2, 1e-2, 0, name, watch=watch)["result"][0]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -243,7 +243,7 @@ def test_a_depth_model_is_trained_further(host, sd1):
     model, clip, vae = sd1
     dataset, _ = Diff2FlowDepthDataset().build("pairs", vae, clip, 32)
     config = Diff2FlowLoraConfig().build("custom", 4, 4.0, ends_in_full=True)[0]
-    further = Diff2FlowTrain().train(model, dataset, config, "diff2flow", 4, 2, 1e-2, 0, "second")[0]
+    further = Diff2FlowTrain().train(model, dataset, config, "diff2flow", 4, 2, 1e-2, 0, "second")["result"][0]
     both = Diff2FlowLoraLoader().load(model, "second.safetensors", 1.0)[0]
     assert host.facts(both).in_channels == 8 and len(host.facts(both).loras) == 2
     first, second, loaded = (estimated((each, clip, vae), images(1))[1] for each in (model, further, both))
@@ -255,5 +255,5 @@ def test_a_depth_model_is_not_trained_on_images(host, sd1):
     model, clip, vae = sd1
     dataset, _ = Diff2FlowImageDataset().build("pairs/images", vae, clip, 32, default_caption="a disc")
     with pytest.raises(HostError, match="^Diff2Flow Train: model: its network takes 8 input channels"):
-        Diff2FlowTrain().train(model, dataset, Diff2FlowLoraConfig().build("light", 4, 4.0)[0], "diff2flow", 1, 1, 1e-3,
+        Diff2FlowTrain().train(model, dataset, Diff2FlowLoraConfig().build("light", 16, 16.0)[0], "diff2flow", 1, 1, 1e-3,
                                0, "never")  # fmt: skip

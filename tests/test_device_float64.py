@@ -77,7 +77,8 @@ def spoken(width=sum(SDXL_TEXT)):
 
 def node(name, **inputs):
     made = NODE_CLASS_MAPPINGS[name]()
-    return getattr(made, made.FUNCTION)(**inputs)
+    returned = getattr(made, made.FUNCTION)(**inputs)
+    return returned["result"] if isinstance(returned, dict) else returned
 
 
 def sampled(host, model, solver):

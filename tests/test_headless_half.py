@@ -56,7 +56,8 @@ def _name(dtype):
 
 def _run(name, **inputs):
     node = NODES[name]()
-    return getattr(node, node.FUNCTION)(**inputs)
+    returned = getattr(node, node.FUNCTION)(**inputs)
+    return returned["result"] if isinstance(returned, dict) else returned
 
 
 def _train(host, ckpt, lora, precision="auto", depth=False, watched=True, name="run", **options):

@@ -132,6 +132,7 @@ OTHERS = {
     "refiner": lambda s: [
         s.update({key: torch.zeros(len(s[key]), 1280)}) for key in list(s) if key.endswith("attn2.to_k.weight")
     ],
+    "upscaler": lambda s: s.update({f"{PREFIX}label_emb.weight": torch.zeros(1000, 256)}),
     "only one of SDXL's 2 text encoders": lambda s: [
         s.pop(key) for key in list(s) if key.startswith("conditioner.embedders.1")
     ],
@@ -445,8 +446,9 @@ def test_trained_here_and_loaded_again(host, loaded, conditions):
     model, clip, vae = loaded
     before = sampled(model, conditions)
     dataset = Diff2FlowImageDataset().build("ink", vae, clip, 64, default_caption="ink")[0]
-    [settings] = Diff2FlowLoraConfig().build("paper-small", 4, 4.0)
-    tuned, name, *_ = Diff2FlowTrain().train(model, dataset, settings, "diff2flow", 3, 2, 0.05, 0, output_name="ink")
+    [settings] = Diff2FlowLoraConfig().build("paper-small", 16, 16.0)
+    made = Diff2FlowTrain().train(model, dataset, settings, "diff2flow", 3, 2, 0.05, 0, output_name="ink")
+    tuned, name, *_ = made["result"]
     state = load_file(host.path("loras", name))
     layers = {key.split(".")[0].removeprefix("lora_unet_") for key in state}
     assert {"input_blocks_0_0", "out_2", "input_blocks_3_1_proj_in"} <= layers

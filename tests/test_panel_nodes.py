@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,3 +129,52 @@ def test_a_recipe_shows_what_is_usually_changed_and_expert_everything(seen: Page
     seen.page.evaluate("() => { train.inputs.push({ widget: { name: 'resume' }, link: 4 }); }")
     seen.page.evaluate(choose, "depth")
     assert seen.page.evaluate(shown) == ["steps", "recipe", "resume", "diff2flow_panel"]
+
+
+def test_widgets_without_effect_are_hidden_while_they_have_none(seen: Page) -> None:
+    """By the table of `nodes.effects`, through what ComfyUI's server tells the page of a class."""
+    define = "([name, input]) => extension.beforeRegisterNodeDef(null, { name, input })"
+    for name in ("Diff2FlowReflowRecipe", "Diff2FlowTrainWatch"):
+        seen.page.evaluate(define, [name, _object_info(name)])
+    values = {"recipe": "fast", "drop_worst": 0.2, "consistency": 0, "windows": 7, "teacher_cfg": 7.5}
+    seen.page.evaluate("(values) => { window.made = added(30, 'Diff2FlowReflowRecipe', values); }", values)
+    settle = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    seen.page.evaluate(settle)
+    shown = "() => made.widgets.filter((w) => !w.hidden && !w.options?.hidden).map((w) => w.name)"
+    choose = "([name, value]) => { const w = made.widgets.find((w) => w.name === name); w.value = value; w.callback(value); }"
+    assert seen.page.evaluate(shown) == ["recipe", "drop_worst", "consistency"]
+    small = seen.page.evaluate("() => made.size[1]")
+    seen.page.evaluate(choose, ["recipe", "windows"])
+    assert seen.page.evaluate(shown) == ["recipe", "windows", "teacher_cfg"]
+    seen.page.evaluate(choose, ["recipe", "paper"])
+    assert seen.page.evaluate(shown) == ["recipe", "consistency"]
+    assert seen.page.evaluate("() => made.size[1]") == small - 20
+    assert seen.page.evaluate("() => Object.fromEntries(made.widgets.map((w) => [w.name, w.value]))") == {
+        **values,
+        "recipe": "paper",
+    }
+
+    values = {"sample_every": 0, "prompts": "", "sample_steps": "4", "cfg": 1.0, "seed": 0, "negative": "", "solver": "e"}
+    values |= {"validate_every": 0, "held_out_share": 0.1}
+    sockets = ["validation", "images"]
+    seen.page.evaluate(
+        "([values, sockets]) => { window.made = added(31, 'Diff2FlowTrainWatch', values, sockets); }", [values, sockets]
+    )
+    seen.page.evaluate(settle)
+    assert seen.page.evaluate(shown) == ["sample_every", "validate_every"]
+    seen.page.evaluate(choose, ["sample_every", 50])
+    assert set(seen.page.evaluate(shown)) == set(values) - {"negative", "held_out_share"}
+    seen.page.evaluate(choose, ["cfg", 2.5])
+    assert set(seen.page.evaluate(shown)) == set(values) - {"held_out_share"}
+    seen.page.evaluate("() => { made.inputs[1].link = 5; made.onConnectionsChange(1, 1, true); }")
+    assert seen.page.evaluate(shown) == ["sample_every", "sample_steps", "seed", "solver", "validate_every"]
+    seen.page.evaluate("() => { made.inputs.push({ name: 'cfg', widget: { name: 'cfg' }, link: 9 }); }")
+    seen.page.evaluate(choose, ["validate_every", 10])
+    assert "cfg" in seen.page.evaluate(shown) and "held_out_share" in seen.page.evaluate(shown)
+
+
+def _object_info(name: str) -> Any:
+    """The inputs of a class as they come from ComfyUI's server."""
+    from diff2flow_nodes.nodes import NODE_CLASS_MAPPINGS
+
+    return json.loads(json.dumps(NODE_CLASS_MAPPINGS[name].INPUT_TYPES()))

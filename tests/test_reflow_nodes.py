@@ -24,7 +24,7 @@ def host(tmp_path):
 
 def _pairs(**inputs):
     values = {"prompts": "a fox\na {red|blue} cat", "count": 6, "steps": 2, "cfg": 3.0, "seed": 1, "folder": "pairs"}
-    return Diff2FlowReflowPairs().build("model", "clip", **{**values, "width": 32, "height": 24, **inputs})
+    return Diff2FlowReflowPairs().build("model", "clip", **{**values, "width": 32, "height": 24, **inputs})["result"]
 
 
 def test_from_prompts_to_a_reflowed_lora(host):
@@ -33,8 +33,8 @@ def test_from_prompts_to_a_reflowed_lora(host):
     assert dataset.batch([0]).latent.shape == (1, 4, 3, 4) and dataset.batch([0]).pooled.shape == (1, 2)
     assert host.backbone.batch_sizes == [8, 8, 4, 4]
     assert len(host.encoded) == len(set(host.encoded)) <= 4
-    [lora] = Diff2FlowLoraConfig().build("light", 4, 4.0)
-    model, name, _, _ = Diff2FlowTrain().train("model", dataset, lora, "diff2flow", 2, 2, 1e-3, 0, "straight")
+    [lora] = Diff2FlowLoraConfig().build("light", 16, 16.0)
+    model, name, _, _ = Diff2FlowTrain().train("model", dataset, lora, "diff2flow", 2, 2, 1e-3, 0, "straight")["result"]
     assert (model, name) == ("model+lora", "straight.safetensors")
     assert "6 pairs" in host.applied[0][2]["diff2flow.dataset"]
     calls = len(host.backbone.batch_sizes)
@@ -46,7 +46,7 @@ def test_it_runs_under_comfyuis_inference_mode(host):
     with torch.inference_mode():
         dataset, _ = _pairs(batch_size=2)
         more, _ = _pairs(count=8)
-        [lora] = Diff2FlowLoraConfig().build("light", 4, 4.0)
+        [lora] = Diff2FlowLoraConfig().build("light", 16, 16.0)
         Diff2FlowTrain().train("model", more, lora, "diff2flow", 2, 2, 1e-3, 0, "straight")
     assert len(dataset) == 6 and len(more) == 8
     assert not any(tensor.is_inference() for tensor in (more.pairs, more.batch([0]).latent, more.batch([0]).context))
@@ -157,8 +157,9 @@ def test_headless_pairs_are_what_the_sampler_draws_of_the_same_noise(tmp_path, c
     model, _ = host.apply_lora(model, clip, lora, 0.5, None)
     hosts.use(host)
     try:
-        dataset, _ = Diff2FlowReflowPairs().build(model, clip, "a fox\na long, long prompt", 4, 3, cfg, 7, "pairs",
+        made = Diff2FlowReflowPairs().build(model, clip, "a fox\na long, long prompt", 4, 3, cfg, 7, "pairs",
             width=64, height=32, negative="bad", solver=solver, start=start, save_dtype="fp32")  # fmt: skip
+        dataset, _ = made["result"]
     finally:
         hosts._chosen[:] = before
     batch, flow = dataset.batch([1]), flow_of(host.facts(model), start)

@@ -141,7 +141,7 @@ def test_recipes_are_complete_and_say_where_sampling_starts(host):
     )
     assert fast.reflow.drop_worst == 0.1 and fast.caption_dropout == 0.1
     assert Diff2FlowReflowRecipe().build("fast", weighting="velocity")[0].weighting == "velocity"
-    [paper] = Diff2FlowReflowRecipe().build("paper", drop_worst=0.5, consistency=0.2)
+    [paper] = Diff2FlowReflowRecipe().build("paper", drop_worst=0.5, consistency=0.2)["result"]
     assert (paper.loss, paper.time_distribution, paper.t_range, paper.weighting) == (
         "l2",
         "uniform",
@@ -149,7 +149,9 @@ def test_recipes_are_complete_and_say_where_sampling_starts(host):
         "velocity",
     )
     assert paper.reflow == ReflowSettings(consistency=0.2)
-    [windows] = Diff2FlowReflowRecipe().build("windows", windows=2, teacher_cfg=3.0, drop_worst=0.5, consistency=0.2)
+    [windows] = Diff2FlowReflowRecipe().build(
+        "windows", windows=2, teacher_cfg=3.0, drop_worst=0.5, consistency=0.2
+    )["result"]
     assert windows.reflow == ReflowSettings(windows=2, teacher_cfg=3.0)
     with pytest.raises(ValueError, match="Diff2Flow Reflow Recipe: recipe must be one of fast, paper, windows"):
         Diff2FlowReflowRecipe().build("x")
@@ -158,13 +160,14 @@ def test_recipes_are_complete_and_say_where_sampling_starts(host):
 
 
 def _train(dataset, recipe, preset="light", **inputs):
-    [lora], [loss] = Diff2FlowLoraConfig().build(preset, 4, 4.0), Diff2FlowReflowRecipe().build(recipe)
+    [lora], [loss] = Diff2FlowLoraConfig().build(preset, 16, 16.0), Diff2FlowReflowRecipe().build(recipe)
     values = {"objective": "diff2flow", "steps": 2, "batch_size": 2, "learning_rate": 1e-3, "seed": 0}
-    return Diff2FlowTrain().train("model", dataset, lora, **values, output_name="straight", loss=loss, **inputs)
+    return Diff2FlowTrain().train("model", dataset, lora, **values, output_name="straight", loss=loss, **inputs)["result"]
 
 
 def test_a_reflowed_lora_recommends_few_steps_and_no_guidance(host, tmp_path):
-    dataset, _ = Diff2FlowReflowPairs().build("model", "clip", "a fox", 6, 2, 3.0, 1, "pairs", width=32, height=24)
+    made = Diff2FlowReflowPairs().build("model", "clip", "a fox", 6, 2, 3.0, 1, "pairs", width=32, height=24)
+    dataset, _ = made["result"]
     for recipe, start in (("fast", "terminal"), ("paper", "noise"), ("windows", "terminal")):
         _train(dataset, recipe)
         metadata = host.applied[-1][2]
@@ -174,7 +177,7 @@ def test_a_reflowed_lora_recommends_few_steps_and_no_guidance(host, tmp_path):
     _train(dataset, "fast", recommended_steps=2, recommended_cfg=1.5)
     metadata = host.applied[-1][2]
     assert (metadata["diff2flow.recommended_steps"], metadata["diff2flow.recommended_cfg"]) == ("2", "1.5")
-    [lora] = Diff2FlowLoraConfig().build("light", 4, 4.0)
+    [lora] = Diff2FlowLoraConfig().build("light", 16, 16.0)
     Diff2FlowTrain().train("model", tiny_dataset(tmp_path / "i"), lora, "diff2flow", 1, 2, 1e-3, 0, "style")
     metadata = host.applied[-1][2]
     assert (metadata["diff2flow.recommended_steps"], metadata["diff2flow.recommended_cfg"]) == ("25", "7")

@@ -53,7 +53,7 @@ def metadata_of(path):
 def test_baked_weights_are_base_and_lora(host, family, dtype):
     plain = host.load_checkpoint(f"{family}.safetensors")
     model, clip, vae = with_lora(host, plain)
-    (name,) = Diff2FlowSaveCheckpoint().save(model, clip, vae, f"baked/{family}_{dtype}", dtype)
+    (name,) = Diff2FlowSaveCheckpoint().save(model, clip, vae, f"baked/{family}_{dtype}", dtype)["result"]
     assert name == f"baked/{family}_{dtype}.safetensors"
     again, clip_again, _ = host.load_checkpoint(name)
     changed = 0
@@ -106,7 +106,7 @@ def test_every_kind_of_layer_is_baked(host, family):
 
 def test_baked_file_has_the_keys_of_its_base_and_says_what_it_is(host, loaded):
     model, clip, vae = with_lora(host, loaded, **{"diff2flow.start": "noise"})
-    (name,) = Diff2FlowSaveCheckpoint().save(model, clip, vae, "flow", "bf16")
+    (name,) = Diff2FlowSaveCheckpoint().save(model, clip, vae, "flow", "bf16")["result"]
     base, baked = (load_file(host.path("checkpoints", each)) for each in ("SD1.safetensors", name))
     assert set(base) == set(baked) and {k: v.shape for k, v in base.items()} == {k: v.shape for k, v in baked.items()}
     assert all(v.dtype == torch.bfloat16 for v in baked.values() if v.is_floating_point() and v.numel())
@@ -122,14 +122,14 @@ def test_baked_file_has_the_keys_of_its_base_and_says_what_it_is(host, loaded):
 
 def test_nothing_is_overwritten(host, loaded):
     shared = with_lora(host, loaded)
-    names = [Diff2FlowSaveCheckpoint().save(*shared, "twice")[0] for _ in range(2)]
+    names = [Diff2FlowSaveCheckpoint().save(*shared, "twice")["result"][0] for _ in range(2)]
     assert names == ["twice.safetensors", "twice_00002.safetensors"]
     assert not list(host.folder("checkpoints").glob(".*"))
 
 
 def test_a_zero_terminal_snr_lora_leaves_its_marker(host, loaded):
     shared = with_lora(host, loaded, **{"diff2flow.zero_terminal_snr": "true"})
-    (name,) = Diff2FlowSaveCheckpoint().save(*shared, "dark")
+    (name,) = Diff2FlowSaveCheckpoint().save(*shared, "dark")["result"]
     state = load_file(host.path("checkpoints", name))
     assert "ztsnr" in state and "v_pred" in state
     assert host.facts(host.load_checkpoint(name)[0]).schedule.is_zero_terminal_snr
@@ -162,13 +162,13 @@ def test_a_text_encoder_that_was_forgotten_is_noticed(host, loaded):
     model, clip, vae = with_lora(host, loaded, **lora)
     with pytest.raises(HostError, match="clip: the LoRA 'ink' trained the text encoder too"):
         Diff2FlowSaveCheckpoint().save(model, loaded[1], vae, "never")
-    assert Diff2FlowSaveCheckpoint().save(model, clip, vae, "both") == ("both.safetensors",)
+    assert Diff2FlowSaveCheckpoint().save(model, clip, vae, "both")["result"] == ("both.safetensors",)
 
 
 def test_text_encoder_and_autoencoder_come_from_their_own_files(host, loaded):
     make_checkpoint(host.folder("checkpoints") / "kl.safetensors", vae="kl")
     model, clip, _ = with_lora(host, loaded)
-    (name,) = Diff2FlowSaveCheckpoint().save(model, clip, host.load_checkpoint("kl.safetensors")[2], "mixed")
+    (name,) = Diff2FlowSaveCheckpoint().save(model, clip, host.load_checkpoint("kl.safetensors")[2], "mixed")["result"]
     keys = load_file(host.path("checkpoints", name)).keys()
     assert any("first_stage_model.encoder" in key for key in keys) and not any("taesd" in key for key in keys)
     with pytest.raises(HostError, match="a text encoder of SD2 cannot go into a checkpoint of SD1"):

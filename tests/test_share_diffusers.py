@@ -72,7 +72,7 @@ def theirs(pipe, kind, **steps):
 def test_pipeline_gives_our_images(host, family, vae):
     """By the very same sigmas; and by itself in one step, where there is only one way."""
     model, clip, pixels = with_lora(host, made(host, family, vae))
-    (folder,) = Diff2FlowExportDiffusers().export(model, clip, pixels, family, "fp32")
+    (folder,) = Diff2FlowExportDiffusers().export(model, clip, pixels, family, "fp32")["result"]
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     assert type(pipe).__name__ == ("StableDiffusionXLPipeline" if family == "SDXL" else "StableDiffusionPipeline")
@@ -88,7 +88,7 @@ def test_pipeline_gives_our_images(host, family, vae):
 
 def test_folder_says_how_it_is_sampled(host):
     shared = with_lora(host, made(host, "SD1", "means"), **{"diff2flow.start": "noise"})
-    (folder,) = Diff2FlowExportDiffusers().export(*shared, "styles/ink")
+    (folder,) = Diff2FlowExportDiffusers().export(*shared, "styles/ink")["result"]
     path = host.folder("output") / "diffusers" / "styles" / "ink"
     assert folder == str(path)
     page = (path / "README.md").read_text()
@@ -101,12 +101,12 @@ def test_folder_says_how_it_is_sampled(host):
     assert load_file(path / "text_encoder" / "model.safetensors").popitem()[1].dtype == torch.float16
     assert pipe.tokenizer(PROMPT).input_ids[1:-1] == tokenize(PROMPT)
     assert pipe.tokenizer.pad_token_id == pipe.tokenizer.eos_token_id and pipe.tokenizer.model_max_length == 77
-    assert Diff2FlowExportDiffusers().export(*shared, "styles/ink")[0].endswith("ink_00002")
+    assert Diff2FlowExportDiffusers().export(*shared, "styles/ink")["result"][0].endswith("ink_00002")
     assert not [part for part in path.parent.iterdir() if part.name.startswith(".")]
 
 
 def test_page_of_a_model_without_lora_recommends_nothing_special(host):
-    (folder,) = Diff2FlowExportDiffusers().export(*made(host, "SD1", "means"), "plain")
+    (folder,) = Diff2FlowExportDiffusers().export(*made(host, "SD1", "means"), "plain")["result"]
     page = (host.folder("output") / "diffusers" / "plain" / "README.md").read_text()
     assert "Usual for a model as it is: 25 steps, guidance scale (CFG) 7." in page and "baked in" not in page
 

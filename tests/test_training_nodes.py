@@ -63,7 +63,7 @@ def _train(dataset, **inputs):
         "seed": 0,
         "output_name": "ink",
     }
-    return Diff2FlowTrain().train("model", dataset, lora, **{**values, **inputs})
+    return Diff2FlowTrain().train("model", dataset, lora, **{**values, **inputs})["result"]
 
 
 def test_queued_again_after_stop_and_save_it_runs_again(host, monkeypatch):
@@ -242,7 +242,10 @@ def test_a_change_in_a_folder_of_repeats_is_seen(host):
 
 
 def test_presets_and_custom():
-    build = Diff2FlowLoraConfig().build
+    def build(*inputs, **more):
+        made = Diff2FlowLoraConfig().build(*inputs, **more)
+        return made["result"] if isinstance(made, dict) else made
+
     assert [build(preset, 3, 1.0)[0] for preset in PRESETS] == list(PRESETS.values())
     [custom] = build(
         "custom", 8, 4.0, self_attention=False, feed_forward=False, conv=True, time=True, ends_in_full=True

@@ -253,6 +253,9 @@ class FakeHost:
     def inversions(self, clip: Any, names: Sequence[str]) -> dict[str, str]:
         return {name: self.inversion_files[name] for name in names if name in self.inversion_files}
 
+    def sampling_patches(self, model: Any) -> tuple[str, ...]:
+        return ()
+
     @contextmanager
     def training(self, model: Any, clip: Any = None) -> Any:
         yield self.backbone

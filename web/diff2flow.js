@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { onDeciding, rulesOf, showWhatCounts } from "./panel/effects.js";
 import { executionId, nodeOf } from "./panel/graph_ids.js";
 import { Link } from "./panel/link.js";
 import { PairsPanel } from "./panel/pairs_panel.js";
@@ -13,6 +14,9 @@ const WIDTH = 400, MARGIN = 6, CHECK = 2000;
 
 /** @type {Map<Object, {panel: import("./panel/panel.js").Panel, link: Link}>} by node */
 const attached = new Map();
+
+/** @type {Map<string, import("./panel/effects.js").Rules>} of which widgets count when, by class */
+const rules = new Map();
 
 // Before the page connects, which may be in mid-run: it warns of messages that nobody listens for.
 api.addEventListener("diff2flow.train", ({ detail }) => hear(detail));
@@ -26,13 +30,23 @@ app.registerExtension({
     api.addEventListener("reconnected", loadAll);
     setInterval(() => attached.forEach(({ link }) => link.check()), CHECK);
   },
+  beforeRegisterNodeDef(type, definition) {
+    const found = definition.name.startsWith("Diff2Flow") && rulesOf(definition);
+    if (found) rules.set(definition.name, found);
+  },
   nodeCreated(node) {
+    const own = rules.get(node.comfyClass);
+    if (own) {
+      onDeciding(node, own, () => fit(node, own));
+      requestAnimationFrame(() => fit(node, own));
+    }
     const Kind = PANELS[node.comfyClass];
     if (Kind) attach(node, Kind);
     onRecipe(node, () => tidy(node));
     requestAnimationFrame(() => tidy(node));
   },
   loadedGraphNode(node) {
+    if (rules.has(node.comfyClass)) showWhatCounts(node, rules.get(node.comfyClass));
     tidy(node);
     if (attached.has(node)) grow(node);
   },
@@ -46,6 +60,16 @@ app.registerExtension({
 function tidy(node) {
   if (!attached.has(node) || !showWhatIsUsual(node)) return;
   node.setSize([Math.max(node.size[0], WIDTH), node.computeSize()[1]]);
+  app.canvas?.setDirty(true, true);
+}
+
+/** Shows the widgets that count, in as much more or less room as that takes; a node that was made larger stays so. */
+function fit(node, own) {
+  const before = node.computeSize()[1];
+  if (!showWhatCounts(node, own)) return;
+  const [width, after] = node.computeSize();
+  const wanted = after > before || node.size[1] >= before ? node.size[1] + after - before : node.size[1];
+  node.setSize([Math.max(node.size[0], width), Math.max(wanted, after)]);
   app.canvas?.setDirty(true, true);
 }
 

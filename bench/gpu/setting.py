@@ -94,7 +94,8 @@ class Setting:
 def node(name: str, **inputs: Any) -> Any:
     """What a node returns, as a host calls it."""
     made = NODE_CLASS_MAPPINGS[name]()
-    return getattr(made, made.FUNCTION)(**inputs)
+    returned = getattr(made, made.FUNCTION)(**inputs)
+    return returned["result"] if isinstance(returned, dict) else returned
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ...training.identity import Identity
 from ...training.port import Backbone, Progress
 from ..choice import FlowChoice
 from ..port import ModelFacts
-from . import chosen_flow, encoders, folders, identity, loading, models, progress, sampling, saving, training
+from . import chosen_flow, encoders, folders, identity, loading, models, patches, progress, sampling, saving, training
 
 
 class ComfyHost:
@@ -103,6 +103,9 @@ class ComfyHost:
 
     def training(self, model: Any, clip: Any = None) -> AbstractContextManager[Backbone]:
         return training.training(model, clip)
+
+    def sampling_patches(self, model: Any) -> tuple[str, ...]:
+        return patches.sampling_patches(model)
 
     def progress(self, total: int, title: str) -> Progress:
         return progress.ComfyProgress(total, title)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.utils
 import torch
@@ -256,7 +257,12 @@ def load(patchers: list[Any]) -> None:
 
 @contextmanager
 def training(model: Any, clip: Any = None) -> Iterator[ComfyBackbone]:
-    """Loads model and clip whole, with normal (not inference) weights, frozen, and gradients on; undone at the end."""
+    """Loads model and clip whole, with normal (not inference) weights, frozen, and gradients on; undone at the end.
+
+    Raises:
+        HostError: the network takes more than what training gives it, or cannot be loaded for it.
+    """
+    _require_known_inputs(model)
     with torch.inference_mode(False), torch.enable_grad(), _in_training():
         patcher = _plain_clone(model, "model")
         text = None if clip is None else ComfyText(clip, _plain_clone(clip.patcher, "clip"))
@@ -275,6 +281,17 @@ def training(model: Any, clip: Any = None) -> Iterator[ComfyBackbone]:
         finally:
             comfy.model_management.soft_empty_cache()
             give_back()
+
+
+def _require_known_inputs(model: Any) -> None:
+    """HostError where a network takes something beside x, time and text that is not SDXL's vector."""
+    base = model.model
+    if base.diffusion_model.num_classes is not None and not isinstance(base, comfy.model_base.SDXL):
+        raise HostError(
+            f"model: the network of a {type(base).__name__} ({type(base.model_config).__name__}) takes the embedding of"
+            " an image or a level of noise beside the text, as those of unCLIP and of upscalers do; it cannot be trained"
+            " and no pairs can be made with it: choose a plain checkpoint"
+        )
 
 
 @contextmanager

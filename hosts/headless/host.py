@@ -171,6 +171,9 @@ class HeadlessHost:
 
         return training(model, clip)
 
+    def sampling_patches(self, model: Any) -> tuple[str, ...]:
+        return ()
+
     def progress(self, total: int, title: str) -> Progress:
         from .progress import TqdmProgress
 

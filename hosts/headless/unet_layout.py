@@ -144,6 +144,8 @@ class UnetLayout:
 
     def _family(self) -> str:
         width, vector = self.context_width, self._vector()
+        if "label_emb.weight" in self._weights:
+            raise HostError(f"'{self._where}' is an upscaler, which takes a level of noise: headless runs {RUNS}")
         if self.pooled_width and width not in (0, *_FAMILY_BY_CONTEXT, *_OTHERS_BY_CONTEXT):
             return "SDXL"
         if vector or width not in _FAMILY_BY_CONTEXT:

@@ -1,10 +1,9 @@
 /** What the train node shows: with a recipe only what is usually changed, else everything. */
 
+import { hide, linkedWidgets, onChange } from "./hiding.js";
+
 export const EXPERT = "expert";
 export const USUAL = ["steps", "batch_size", "learning_rate", "seed", "control_after_generate", "output_name", "recipe"];
-
-/** Size of a widget that takes no room; the canvas adds 4 to each height. */
-const NO_ROW = () => [0, -4];
 
 /**
  * Hides the widgets that a recipe has no need of; one that is linked stays, and so does what is no input (the panel).
@@ -14,7 +13,7 @@ const NO_ROW = () => [0, -4];
 export function showWhatIsUsual(node) {
   const recipe = node.widgets?.find(({ name }) => name === "recipe");
   if (!recipe) return false;
-  const linked = new Set((node.inputs ?? []).filter(({ link }) => link != null).map(({ widget }) => widget?.name));
+  const linked = linkedWidgets(node);
   let changed = false;
   for (const widget of node.widgets) {
     if (widget.element) continue;
@@ -25,26 +24,11 @@ export function showWhatIsUsual(node) {
   return changed;
 }
 
-/** Hides a widget or shows it again. The canvas of ComfyUI 0.3.64 would leave its row empty, so it takes none. */
-function hide(widget, hidden) {
-  widget.hidden = hidden;
-  (widget.options ??= {}).hidden = hidden; // nodes 2.0 look here
-  if (hidden) widget.computeSize = NO_ROW;
-  else if (widget.computeSize === NO_ROW) delete widget.computeSize; // its class may have one
-}
-
 /**
  * Calls back when another recipe is chosen.
  * @param {Object} node as above
  * @param {() => void} changed
  */
 export function onRecipe(node, changed) {
-  const recipe = node.widgets?.find(({ name }) => name === "recipe");
-  if (!recipe) return;
-  const before = recipe.callback;
-  recipe.callback = function (...given) {
-    const result = before?.apply(this, given);
-    changed();
-    return result;
-  };
+  onChange(node, ["recipe"], changed);
 }
