@@ -94,7 +94,8 @@ class Diff2FlowReflowPairs:
         shards: int | None = None,
         damaged: str | None = None,
     ) -> str:
-        """Another string when the file of prompts, or a wildcard file that they name, was changed, or pairs are gone."""
+        """Another string when the file of prompts, or a wildcard file that they name, was changed, or pairs are
+        gone."""
         widgets = {"prompts": prompts, "count": count, "seed": seed, "folder": folder, "shard": shard, "shards": shards}
         gone = lost("Diff2FlowReflowPairs", widgets)
         return f"{_prompts(prompts or '', prompts_file or '', ['of a dataset']).digest()} {gone}"
