@@ -168,8 +168,10 @@ class Host(Protocol):
         """The network ready for gradients; whatever was changed on it is undone when the context ends."""
 
     def sampling_patches(self, model: Any) -> tuple[str, ...]:
-        """Names of what nodes have put on a MODEL that acts in sampling only (FreeU, guidance, IP-Adapter): training and
-        the making of pairs call the bare network with its LoRAs."""
+        """Names of what nodes have put on a MODEL that acts in sampling only (FreeU, guidance, IP-Adapter).
+
+        Training and the making of pairs call the bare network with its LoRAs.
+        """
 
     def progress(self, total: int, title: str) -> Progress:
         """A progress bar of the running node."""

@@ -105,7 +105,8 @@ class Diff2FlowEvaluate:
             fit = clip_score(samples, caption_of_each(captions, len(samples)), confined(folder, clip_model.strip()))
             reports.append(f"CLIP score {fit:.4g}")
         if _wanted_together({"model": model, "dataset": dataset}):
-            note_patches(current(), model, "have no effect on straightness and loss, which are those of the bare network")
+            what = "have no effect on straightness and loss, which are those of the bare network"
+            note_patches(current(), model, what)
             with current().training(model) as backbone:
                 flow = flow_quality(backbone, dataset, flow_of(current().facts(model)), seed)
             straight, loss = flow.paths.mean, flow.losses["loss"]

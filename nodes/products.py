@@ -1,8 +1,8 @@
 """Which files the nodes of this process have written, so that a graph whose file is gone runs again.
 
-ComfyUI takes the outputs of an unchanged node from its memory and does not run it, whatever became of its file. It asks
-IS_CHANGED before each prompt: `lost` is a number that grows when a file is found to be gone, and stays as it is when the
-node has written another.
+ComfyUI takes the outputs of an unchanged node from its memory and does not run it, whatever became of its file. It
+asks IS_CHANGED before each prompt: `lost` is a number that grows when a file is found to be gone, and stays as it is
+when the node has written another.
 """
 
 from __future__ import annotations

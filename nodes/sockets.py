@@ -50,8 +50,8 @@ def _require_kind(name: str, wanted: str, value: Any) -> None:
     found = kind_of(value)
     if found in _ALLOWED.get(wanted, (wanted,)) or (not found and wanted in _OPAQUE):
         return
-    what = f"{value!r}, a {found}," if found in _PLAIN else found or f"an object of class {type(value).__name__}"
-    raise HostError(f"{name}: {what} came in where a {wanted} belongs; connect an output of the type {wanted}")
+    what = f"{value!r} ({found})" if found in _PLAIN else found or f"an object of class {type(value).__name__}"
+    raise HostError(f"{name} takes {wanted}, and what came in is {what}; connect an output of type {wanted}")
 
 
 def kind_of(value: Any) -> str:

@@ -1095,7 +1095,7 @@ def check_wrong_sockets() -> dict[str, str]:
             for found, value in values.items():
                 if not isinstance(kind, list) and kind in values and found != kind:
                     said[f"{name} {key} {found}"] = _said(cls, {key: value})
-                    assert f"{key}: {found} came in where a {kind} belongs" in said[f"{name} {key} {found}"], said
+                    assert f": {key} takes {kind}, and what came in is {found};" in said[f"{name} {key} {found}"], said
             if kind == "FLOAT":
                 assert f": {key} must be a finite number, not nan" in _said(cls, {key: float("nan")})
     return {"refused": str(len(said)), **dict(list(said.items())[:3])}

@@ -255,5 +255,5 @@ def test_a_depth_model_is_not_trained_on_images(host, sd1):
     model, clip, vae = sd1
     dataset, _ = Diff2FlowImageDataset().build("pairs/images", vae, clip, 32, default_caption="a disc")
     with pytest.raises(HostError, match="^Diff2Flow Train: model: its network takes 8 input channels"):
-        Diff2FlowTrain().train(model, dataset, Diff2FlowLoraConfig().build("light", 16, 16.0)[0], "diff2flow", 1, 1, 1e-3,
-                               0, "never")  # fmt: skip
+        light = Diff2FlowLoraConfig().build("light", 16, 16.0)[0]
+        Diff2FlowTrain().train(model, dataset, light, "diff2flow", 1, 1, 1e-3, 0, "never")

@@ -209,7 +209,9 @@ def test_a_value_without_effect_is_named_in_the_log_and_in_what_is_shown(host, c
     ]
     watch = {"vae": VAE, "clip": CLIP, "prompts": "a fox", "sample_every": 0, "sample_steps": "25", "cfg": 7.0}
     notes = noted("Diff2FlowTrainWatch", **watch, width=512, height=512, seed=0)
-    assert notes == ["prompts ('a fox') has no effect: it counts where sample_every is not 0 and images is not connected"]
+    assert notes == [
+        "prompts ('a fox') has no effect: it counts where sample_every is not 0 and images is not connected"
+    ]
 
 
 def test_a_summary_names_what_has_no_effect(host):

@@ -76,8 +76,8 @@ def test_what_belongs_elsewhere_is_named(host, tmp_path, node):
             if fits(found, wanted):
                 continue
             said = refusal(node, **{name: value})
-            assert said.startswith(f"{title}: {name}: ") and found in said, said
-            assert f"where a {wanted} belongs; connect" in said and "\n" not in said
+            assert said.startswith(f"{title}: {name} takes {wanted}, and what came in is ") and found in said, said
+            assert said.endswith(f"; connect an output of type {wanted}") and "\n" not in said
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

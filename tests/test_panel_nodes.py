@@ -141,7 +141,11 @@ def test_widgets_without_effect_are_hidden_while_they_have_none(seen: Page) -> N
     settle = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
     seen.page.evaluate(settle)
     shown = "() => made.widgets.filter((w) => !w.hidden && !w.options?.hidden).map((w) => w.name)"
-    choose = "([name, value]) => { const w = made.widgets.find((w) => w.name === name); w.value = value; w.callback(value); }"
+    choose = """([name, value]) => {
+      const widget = made.widgets.find((each) => each.name === name);
+      widget.value = value;
+      widget.callback(value);
+    }"""
     assert seen.page.evaluate(shown) == ["recipe", "drop_worst", "consistency"]
     small = seen.page.evaluate("() => made.size[1]")
     seen.page.evaluate(choose, ["recipe", "windows"])
@@ -154,7 +158,15 @@ def test_widgets_without_effect_are_hidden_while_they_have_none(seen: Page) -> N
         "recipe": "paper",
     }
 
-    values = {"sample_every": 0, "prompts": "", "sample_steps": "4", "cfg": 1.0, "seed": 0, "negative": "", "solver": "e"}
+    values = {
+        "sample_every": 0,
+        "prompts": "",
+        "sample_steps": "4",
+        "cfg": 1.0,
+        "seed": 0,
+        "negative": "",
+        "solver": "e",
+    }
     values |= {"validate_every": 0, "held_out_share": 0.1}
     sockets = ["validation", "images"]
     seen.page.evaluate(

@@ -149,9 +149,9 @@ def test_recipes_are_complete_and_say_where_sampling_starts(host):
         "velocity",
     )
     assert paper.reflow == ReflowSettings(consistency=0.2)
-    [windows] = Diff2FlowReflowRecipe().build(
-        "windows", windows=2, teacher_cfg=3.0, drop_worst=0.5, consistency=0.2
-    )["result"]
+    [windows] = Diff2FlowReflowRecipe().build("windows", windows=2, teacher_cfg=3.0, drop_worst=0.5, consistency=0.2)[
+        "result"
+    ]
     assert windows.reflow == ReflowSettings(windows=2, teacher_cfg=3.0)
     with pytest.raises(ValueError, match="Diff2Flow Reflow Recipe: recipe must be one of fast, paper, windows"):
         Diff2FlowReflowRecipe().build("x")
@@ -162,7 +162,8 @@ def test_recipes_are_complete_and_say_where_sampling_starts(host):
 def _train(dataset, recipe, preset="light", **inputs):
     [lora], [loss] = Diff2FlowLoraConfig().build(preset, 16, 16.0), Diff2FlowReflowRecipe().build(recipe)
     values = {"objective": "diff2flow", "steps": 2, "batch_size": 2, "learning_rate": 1e-3, "seed": 0}
-    return Diff2FlowTrain().train("model", dataset, lora, **values, output_name="straight", loss=loss, **inputs)["result"]
+    values |= {"output_name": "straight", "loss": loss, **inputs}
+    return Diff2FlowTrain().train("model", dataset, lora, **values)["result"]
 
 
 def test_a_reflowed_lora_recommends_few_steps_and_no_guidance(host, tmp_path):

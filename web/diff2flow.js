@@ -38,7 +38,7 @@ app.registerExtension({
     const own = rules.get(node.comfyClass);
     if (own) {
       onDeciding(node, own, () => fit(node, own));
-      requestAnimationFrame(() => fit(node, own));
+      requestAnimationFrame(() => (isVue() ? fit : fitNew)(node, own));
     }
     const Kind = PANELS[node.comfyClass];
     if (Kind) attach(node, Kind);
@@ -46,7 +46,7 @@ app.registerExtension({
     requestAnimationFrame(() => tidy(node));
   },
   loadedGraphNode(node) {
-    if (rules.has(node.comfyClass)) showWhatCounts(node, rules.get(node.comfyClass));
+    if (rules.has(node.comfyClass)) fitNew(node, rules.get(node.comfyClass));
     tidy(node);
     if (attached.has(node)) grow(node);
   },
@@ -63,13 +63,24 @@ function tidy(node) {
   app.canvas?.setDirty(true, true);
 }
 
-/** Shows the widgets that count, in as much more or less room as that takes; a node that was made larger stays so. */
+/** Shows the widgets that count, in as much more or less room as that takes. Nodes 2.0 take what they need at least. */
 function fit(node, own) {
   const before = node.computeSize()[1];
   if (!showWhatCounts(node, own)) return;
-  const [width, after] = node.computeSize();
-  const wanted = after > before || node.size[1] >= before ? node.size[1] + after - before : node.size[1];
-  node.setSize([Math.max(node.size[0], width), Math.max(wanted, after)]);
+  const after = node.computeSize()[1];
+  resize(node, isVue() ? after : Math.max(after, node.size[1] + after - before));
+}
+
+/** The same for a node that was added or loaded: one that is just as high as with all its widgets becomes smaller. */
+function fitNew(node, own) {
+  const before = node.computeSize()[1];
+  if (showWhatCounts(node, own) && Math.abs(node.size[1] - before) < 1) resize(node, node.computeSize()[1]);
+}
+
+const isVue = () => Boolean(globalThis.LiteGraph?.vueNodesMode);
+
+function resize(node, height) {
+  node.setSize([node.size[0], height]);
   app.canvas?.setDirty(true, true);
 }
 
