@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ class Diff2FlowReflowPairs:
     ) -> str:
         """Another string when the file of prompts, or a wildcard or textual inversion that they name, was changed."""
         named = _prompts(prompts or "", prompts_file or "", ["of a dataset"])
-        return named.digest() + inversions_state("\n".join([*named.templates(), negative or ""]))
+        return named.digest() + inversions_state(chain(named.templates(), (prompts, negative)))
 
     @names_node("Diff2Flow Reflow Pairs")
     def build(
