@@ -143,7 +143,7 @@ def test_texts_of_another_layer_are_others(folder):
 
 def test_datasets_of_two_layers_are_not_joined(folder, tmp_path):
     one, two = _encoded(folder, text_id=_clip())[0], _encoded(folder, text_id=_clip("-2"))[0]
-    with pytest.raises(ValueError, match=r"different text encoders \(clip skip: -1 and -2\) and cannot be joined"):
+    with pytest.raises(ValueError, match=r"different text encoders and cannot be joined \(clip skip: -1 and -2\);"):
         one.joined(two)
 
 

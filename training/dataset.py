@@ -300,9 +300,9 @@ class LatentDataset:
             if mine != others:
                 settings = [f"{name}: {one} and {two}" for name, one, two in settings_that_differ(mine, others)]
                 raise ValueError(
-                    f"dataset: '{self.name}' and '{other.name}' were made with different {what}s"
-                    f"{' (' + '; '.join(settings) + ')' if settings else ''} and cannot be joined; make both with the"
-                    " checkpoint that is trained"
+                    f"dataset: '{self.name}' and '{other.name}' were made with different {what}s and cannot be joined"
+                    f"{' (' + '; '.join(settings) + ')' if settings else ''}; make both with the checkpoint that is"
+                    " trained, set alike"
                 )
         return replace(
             self,
