@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,8 @@ _MASK_FLOOR = number(
 )
 _WEIGHTS = switch(
     False,
-    "Whether round brackets in captions weigh words, as in prompts: (word:1.2). Off: they are letters, as in 'saber (fate)';"
-    " \\( and \\) are letters either way.",
+    "Whether round brackets in captions weigh words, as in prompts: (word:1.2). Off: they are letters, as in"
+    " 'saber (fate)'; \\( and \\) are letters either way.",
 )
 
 
@@ -178,7 +179,7 @@ class Diff2FlowImages(DatasetNode):
         """Another string when a textual inversion that the captions may name was added, removed or changed, or when what
         was encoded is gone."""
         gone = lost("Diff2FlowImages", {"name": name, "captions": captions})
-        return f"{inversions_state(captions)} {gone}"
+        return f"{inversions_state([captions])} {gone}"
 
     @names_node("Diff2Flow Images")
     def build(
@@ -345,9 +346,9 @@ def _more_batch_inputs() -> dict[str, Any]:
     }
 
 
-def inversions_state(prompts: str | None) -> str:
-    """A string that changes with the files of textual inversions, where prompts may name one; None: they are linked."""
-    return current().inversions_state() if prompts is None or EMBEDDING in prompts else ""
+def inversions_state(prompts: Iterable[str | None]) -> str:
+    """A string that changes with the files of textual inversions, where prompts may name one; None: it is linked."""
+    return current().inversions_state() if any(each is None or EMBEDDING in each for each in prompts) else ""
 
 
 def folder_named(folder: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ class Diff2FlowReflowPairs:
         pairs are gone."""
         widgets = {"prompts": prompts, "count": count, "seed": seed, "folder": folder, "shard": shard, "shards": shards}
         named = _prompts(prompts or "", prompts_file or "", ["of a dataset"])
-        inversions = inversions_state("\n".join([*named.templates(), negative or ""]))
+        inversions = inversions_state(chain(named.templates(), (prompts, negative)))
         return f"{named.digest()}{inversions} {lost('Diff2FlowReflowPairs', widgets)}"
 
     @names_node("Diff2Flow Reflow Pairs")

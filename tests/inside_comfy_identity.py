@@ -214,6 +214,21 @@ def check_texts_follow_the_clip_and_its_files() -> dict[str, Any]:
     return {"identities": len(set(identities))}
 
 
+def check_trained_text_is_that_of_the_clip() -> dict[str, int]:
+    """The encoders that are trained begin with what CLIPTextEncode gives at the layer that is set."""
+    model, clip = network(), text_encoder()
+    contexts = []
+    for layer in (-1, -2, -12):
+        skipped = with_layer(clip, layer)
+        expected = run_node("CLIPTextEncode", skipped, "a cat")[0][0][0]
+        with torch.inference_mode(False), current().training(model, skipped) as backbone:
+            context = backbone.text.encode(["a cat"])[0].detach()
+        assert torch.allclose(context, expected.clone(), atol=1e-5), layer
+        contexts.append(context)
+    assert not torch.allclose(contexts[0], contexts[1], atol=1e-2)
+    return {"layers": len(contexts)}
+
+
 def check_pairs_of_another_clip() -> dict[str, str]:
     """Pairs are not mixed: another layer of the text encoder, another file of a textual inversion; both are named."""
     model, said = network(), []

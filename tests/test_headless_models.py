@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from diff2flow_nodes.alignment import Alignment, NoiseSchedule
 from diff2flow_nodes.bench import ldm_layout
 from diff2flow_nodes.hosts import HostError, use
+from diff2flow_nodes.hosts.fingerprint import digest
 from diff2flow_nodes.hosts.headless import HeadlessHost, checkpoint, core_nodes, prompts
 from diff2flow_nodes.hosts.headless.noise_levels import StockLevels
 from diff2flow_nodes.hosts.headless.schedules import sigmas_for
@@ -221,6 +222,23 @@ def test_tiny_autoencoder_knows_scale_and_shift(host, loaded):
     image = torch.rand(1, 16, 16, 3, generator=torch.Generator().manual_seed(0))
     raw = vae.module.encoder(image.movedim(-1, 1) * 2 - 1)
     assert torch.allclose(host.encode_image(vae, image), raw / 0.18215 + 0.1, atol=1e-5)
+
+
+def test_scale_and_shift_of_latents_tell_autoencoders_apart(host, loaded):
+    """They are no weights of the network, but all latents depend on them; those that change nothing are in no key."""
+    vae = loaded[2]
+    assert host.fingerprint(vae).settings == {"scale of latents": "0.18215", "shift of latents": "0.1"}
+    plain = variant(host, "kl_again.safetensors", vae="kl")[1]
+    assert not host.fingerprint(plain).settings and host.fingerprint(plain) == digest(plain.module.state_dict())
+
+
+def test_the_noise_schedule_tells_models_apart(host, loaded):
+    """Training takes it from the model; the network is the same."""
+    model = loaded[0]
+    own = model.facts.schedule
+    for schedule, same in ((own, True), (own.zero_terminal_snr(), False)):
+        flow = FlowParameterization(Alignment(schedule, "v"))
+        assert (host.fingerprint(host.as_flow(model, flow)) == host.fingerprint(model)) is same
 
 
 # sampling

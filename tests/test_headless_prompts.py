@@ -7,6 +7,7 @@ import pytest
 from diff2flow_nodes.hosts import HostError
 from diff2flow_nodes.hosts.headless import prompts
 from diff2flow_nodes.hosts.headless.tokens import END, START, tokenize
+from diff2flow_nodes.training.captions import literal
 
 KNOWN = {
     "a photo of a cat": [320, 1125, 539, 320, 2368],
@@ -50,6 +51,16 @@ def test_weights(prompt, pieces):
 def words(text):
     """One token a word."""
     return [int(word) for word in text.split()]
+
+
+@pytest.mark.parametrize("caption", ["saber (fate)", "((a)) (b:1.4)", ":) (unbalanced"])
+def test_a_literal_caption_is_its_letters_with_no_weights(caption):
+    """As CLIP's tokenizer reads them; a bracket that is escaped already stays one bracket."""
+    letters = tokenize(caption)
+    for given in (caption, caption.replace("(", "\\(")):
+        [chunk] = prompts.chunks(literal(given), tokenize, END)
+        assert list(chunk.ids[1 : 1 + len(letters)]) == letters and chunk.ids[1 + len(letters)] == END
+        assert set(chunk.weights) == {1.0}
 
 
 @pytest.mark.parametrize("pad", [END, 0])

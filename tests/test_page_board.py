@@ -36,6 +36,13 @@ def test_entries_come_back_in_order_and_only_those_not_known() -> None:
     assert board.history(Place("8", "a-workflow")) == {"entries": [], "running": False, "known": False}
 
 
+def test_why_a_run_began_anew_is_forgotten_when_it_is_continued() -> None:
+    board = begun()
+    board.tell(NODE, {"kind": "note", "step": 0, "text": "not continued"})
+    assert [entry["kind"] for entry in entries(board)] == ["begin", "note"]
+    assert not entries(begun(step=4, board=board), "note")
+
+
 def test_numbers_rise_over_a_restart() -> None:
     assert step(Board(), 1)["seq"] <= step(Board(), 1)["seq"]
 

@@ -165,6 +165,18 @@ def test_the_buttons_ask_the_server(seen: Page, server: PanelServer, name: str, 
     )
 
 
+def test_a_run_says_why_it_is_not_the_one_before(seen: Page, server: PanelServer) -> None:
+    begin(server.board, 50)
+    told = "the run 'digits' is not continued: clip skip: -2 there, -1 here; 'digits_00002' begins anew"
+    server.board.tell(TRAIN, {"kind": "note", "step": 0, "text": told})
+    load(seen, server)
+    frame(seen)
+    assert text(seen, "#train .d2f-note") == told
+    feed(seen, [server.board.tell(TRAIN, {"kind": "end", "step": 50, "steps": 50})])
+    feed(seen, [server.board.tell(TRAIN, {"kind": "saved", "step": 50, "name": "digits_00002"})])
+    assert text(seen, "#train .d2f-note") == f"Saved as digits_00002; {told}"
+
+
 def test_a_finished_run_says_where_it_is(seen: Page, server: PanelServer) -> None:
     begin(server.board, 50)
     trained(server.board, 1, 50, 50)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from diff2flow_nodes.hosts.fingerprint import said
 from diff2flow_nodes.nodes.datasets import Diff2FlowImageDataset, Diff2FlowImages
+from diff2flow_nodes.nodes.reflow import Diff2FlowReflowPairs
 from diff2flow_nodes.tests.reflow_fakes import PROMPTS, make, maker, pair_settings
 from diff2flow_nodes.tests.training_fakes import FakeHost, SilentProgress, TinyBackbone, tiny_dataset, tiny_job
 from diff2flow_nodes.training import finetune as finetuning
@@ -138,6 +139,27 @@ def test_texts_of_another_layer_are_others(folder):
     first = _encoded(folder, text_id=_clip())[0]
     second, asked = _encoded(folder, text_id=_clip("-2"))
     assert len(asked) == 4 and first.identity() != second.identity()
+
+
+def test_datasets_of_two_layers_are_not_joined(folder, tmp_path):
+    one, two = _encoded(folder, text_id=_clip())[0], _encoded(folder, text_id=_clip("-2"))[0]
+    with pytest.raises(ValueError, match=r"different text encoders and cannot be joined \(clip skip: -1 and -2\);"):
+        one.joined(two)
+
+
+def test_nodes_run_again_when_a_file_that_captions_name_changes(monkeypatch, tmp_path):
+    from diff2flow_nodes import hosts
+
+    host = FakeHost(tmp_path)
+    monkeypatch.setattr(hosts, "_chosen", [host])
+
+    def states():
+        pairs = [Diff2FlowReflowPairs.IS_CHANGED(prompts=text, negative="") for text in ("a cat", "embedding:neg")]
+        return [*(Diff2FlowImages.IS_CHANGED(captions=text) for text in ("a cat", "embedding:neg")), *pairs]
+
+    before = states()
+    host.inversion_files["neg"] = "1"
+    assert [a == b for a, b in zip(before, states(), strict=True)] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("node", [Diff2FlowImageDataset, Diff2FlowImages])

@@ -14,7 +14,7 @@ from torch import Tensor
 from .buckets import Size
 from .captions import literal
 from .contexts import padded
-from .identity import WEIGHTS, Facts, facts_of
+from .identity import WEIGHTS, Facts, facts_of, settings_that_differ
 from .images import named
 from .port import Source
 from .shards import ShardStore, Stores
@@ -298,9 +298,11 @@ class LatentDataset:
             ("text encoder", self.text_id, other.text_id),
         ):
             if mine != others:
+                settings = [f"{name}: {one} and {two}" for name, one, two in settings_that_differ(mine, others)]
                 raise ValueError(
-                    f"dataset: '{self.name}' and '{other.name}' were made with different {what}s and cannot be joined;"
-                    " make both with the checkpoint that is trained"
+                    f"dataset: '{self.name}' and '{other.name}' were made with different {what}s and cannot be joined"
+                    f"{' (' + '; '.join(settings) + ')' if settings else ''}; make both with the checkpoint that is"
+                    " trained, set alike"
                 )
         return replace(
             self,

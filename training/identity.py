@@ -29,7 +29,9 @@ class Identity(str):
     settings: dict[str, str]
     usual: dict[str, str]
 
-    def __new__(cls, weights: str, settings: Mapping[str, str] | None = None, usual: Mapping[str, str] | None = None):
+    def __new__(
+        cls, weights: str, settings: Mapping[str, str] | None = None, usual: Mapping[str, str] | None = None
+    ) -> Identity:
         """The digest, with what it is made of as attributes."""
         chosen = dict(sorted((settings or {}).items()))
         key = digest_of([weights, chosen]) if chosen else weights
@@ -48,6 +50,14 @@ def facts_of(identity: str) -> dict[str, str]:
     if not isinstance(identity, Identity):
         return {WEIGHTS: str(identity)}
     return {WEIGHTS: identity.weights, **identity.usual, **identity.settings}
+
+
+def settings_that_differ(one: str, other: str) -> list[tuple[str, str, str]]:
+    """Names in words of the settings that differ between two identities, with the values of both."""
+    mine, others = facts_of(one), facts_of(other)
+    names = sorted((mine.keys() | others.keys()) - {WEIGHTS})
+    pairs = [(name, mine.get(name, _NONE), others.get(name, _NONE)) for name in names]
+    return [(name, a, b) for name, a, b in pairs if a != b]
 
 
 def all_differences(
