@@ -134,6 +134,14 @@ def last_trained(facts: ModelFacts) -> Said:
     return next((lora for lora in facts.loras[::-1] if _is_ours(lora)), {})
 
 
+def tell_lost_prediction(name: str) -> None:
+    """A checkpoint without the mark of its v prediction (`training.checkpoint_file.Marks`) is named in the log."""
+    say_once(
+        f"'{name}' was saved by ComfyUI behind ModelSamplingDiscrete (v_prediction), which the file does not keep, and"
+        " is taken for eps: put that node behind its loader again; Diff2Flow Save Checkpoint keeps it"
+    )
+
+
 @lru_cache(maxsize=256)
 def say_once(sentence: str) -> None:
     """Logs a warning, the first time that it is said: flows are asked for in every step."""

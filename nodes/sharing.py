@@ -199,7 +199,7 @@ def _require_lora(facts: ModelFacts) -> None:
         raise HostError(
             "model: there is no Diff2Flow LoRA on it, so there is nothing to bake; put Diff2Flow LoRA Loader or"
             " Diff2Flow Checkpoint Loader before it (at a strength other than 0), or save the model as it is by"
-            " ComfyUI's CheckpointSave"
+            " ComfyUI's CheckpointSave (which forgets what a ModelSamplingDiscrete node has chosen)"
         )
 
 

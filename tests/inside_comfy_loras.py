@@ -281,6 +281,54 @@ def check_v_marks_of_sd1() -> dict[str, Any]:
     return found
 
 
+def check_v_of_a_node_when_saved() -> dict[str, Any]:
+    """Diff2Flow Save Checkpoint keeps the v prediction of a node; ComfyUI's forgets it, and its file is told so."""
+    with folders() as place, logged() as said:
+        model, clip, _ = loaded(full_checkpoint(place, "plain"))
+        found = {}
+        for dark in (False, True):
+            lora = kohya_lora(model, 1 + dark)
+            save_file(lora, place / "loras" / "vee.safetensors", {**SAYS, "diff2flow.prediction": "v"})
+            by_node = advanced.ModelSamplingDiscrete().patch(model, "v_prediction", dark)[0]
+            shared = with_lora(by_node, "LoraLoaderModelOnly", "vee.safetensors")
+            without = type("VAE", (), {"get_sd": lambda self: {}})()
+            [name] = run_node("Diff2FlowSaveCheckpoint", shared, clip, without, f"ours_{dark}", "fp16")
+            folder_paths.filename_list_cache.clear()
+            for loader in ("Diff2FlowCheckpointLoader", "CheckpointLoaderSimple"):
+                facts = current().facts(loaded(name, loader)[0])
+                found[f"{loader} {dark}"] = facts.prediction
+                assert facts.schedule.is_zero_terminal_snr == dark, (loader, dark)
+        assert not any("was saved by ComfyUI" in each for each in said), said
+        prompt = {
+            "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "plain.safetensors"}},
+            "2": {"class_type": "ModelSamplingDiscrete", "inputs": {"model": ["1", 0], "sampling": "v_prediction"}},
+            "3": {"class_type": "CheckpointSave", "inputs": {"model": ["2", 0]}},
+        }
+        where = {"filename_prefix": "checkpoints/theirs", "output_dir": str(place), "prompt": prompt}
+        merging.save_checkpoint(by_node, clip, **where)
+        [theirs] = (place / "checkpoints").glob("theirs*")
+        folder_paths.filename_list_cache.clear()
+        for loader in ("Diff2FlowCheckpointLoader", "CheckpointLoaderSimple"):
+            choice.say_once.cache_clear()
+            assert current().facts(loaded(theirs.name, loader)[0]).prediction == "eps"
+        told = [each for each in said if "was saved by ComfyUI" in each]
+        assert len(told) == 2 and all(theirs.name in each for each in told), said
+    assert set(found.values()) == {"v"}, found
+    return {**found, "said": told[0]}
+
+
+def check_bypassed_lora() -> dict[str, Any]:
+    """A LoRA that newer versions run beside the weights cannot be told: the log says what to do."""
+    if not hasattr(comfy.sd, "load_bypass_lora_for_models"):
+        return {"versions": "newer only"}
+    model = network()
+    with folders(), logged() as said:
+        bypassed = comfy.sd.load_bypass_lora_for_models(model, None, kohya_lora(model, 1), 1.0, 0.0)[0]
+        assert current().facts(bypassed).loras == () and current().facts(model).loras == ()
+        assert len(said) == 1 and "Diff2Flow LoRA Loader" in said[0], said
+    return {"said": said[0]}
+
+
 def check_trained_checkpoint_by_the_stock_loader() -> dict[str, str]:
     """What Diff2Flow wrote into a checkpoint is read behind Load Checkpoint, too."""
     with folders() as place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -104,6 +105,40 @@ def test_a_second_choice_keeps_what_it_leaves_open():
 def test_marks_of_a_checkpoint(keys, metadata, wanted):
     assert marks(keys, metadata) == wanted
     assert marks(mark_names(wanted.v, wanted.zero_terminal_snr), {}) == wanted
+
+
+SAVED = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "a.safetensors"}},
+    "2": {"class_type": "ModelSamplingDiscrete", "inputs": {"model": ["1", 0], "sampling": "v_prediction"}},
+    "3": {"class_type": "LoraLoaderModelOnly", "inputs": {"model": ["2", 0], "lora_name": "b.safetensors"}},
+    "4": {"class_type": "CheckpointSave", "inputs": {"model": ["3", 0], "clip": ["1", 1], "vae": ["1", 2]}},
+}
+
+
+def saved_with(**changes):
+    graph = {
+        number: {**node, "inputs": {**node["inputs"], **changes.get(f"n{number}", {})}}
+        for number, node in SAVED.items()
+    }
+    return {"modelspec.predict_key": "epsilon", "prompt": json.dumps(graph)}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "lost"),
+    [
+        (saved_with(), True),
+        (saved_with(n2={"sampling": "eps"}), False),
+        (saved_with(n4={"model": ["1", 0]}), False),
+        (saved_with(n3={"model": ["9", 0]}), False),
+        (saved_with(n3={"model": ["3", 0]}), False),
+        ({"prompt": "not json"}, False),
+        ({"prompt": "[1]"}, False),
+        ({**saved_with(), "modelspec.predict_key": "v"}, False),
+    ],
+    ids=["v", "eps", "not behind it", "unknown node", "a circle", "no JSON", "no graph", "marked"],
+)
+def test_v_prediction_that_comfyui_did_not_save_is_seen_in_the_workflow(metadata, lost):
+    assert marks([], metadata).lost_v == lost
 
 
 def test_sigmas_of_a_stock_model_without_signal_at_its_start_are_finite():

@@ -39,6 +39,8 @@ _HEADER_LIMIT = 100_000_000
 V_MARK, SNR_MARK = "v_pred", "ztsnr"
 _UNET = "model.diffusion_model."
 """Before those names in some files."""
+_SAVING = ("CheckpointSave", "ModelSave")
+"""ComfyUI's nodes that write their workflow into the file of a model."""
 _V_METADATA = ("diff2flow.prediction", "modelspec.predict_key", "modelspec.prediction_type")
 
 
@@ -224,10 +226,13 @@ class Marks:
     Args:
         v: v prediction.
         zero_terminal_snr: a schedule rescaled so; it counts for v models only.
+        lost_v: not marked, though ComfyUI saved it behind ModelSamplingDiscrete with v_prediction, as the workflow in
+            the file tells: what a node has chosen is not saved.
     """
 
     v: bool = False
     zero_terminal_snr: bool = False
+    lost_v: bool = False
 
 
 def marks(keys: Collection[str], metadata: Mapping[str, str]) -> Marks:
@@ -237,7 +242,27 @@ def marks(keys: Collection[str], metadata: Mapping[str, str]) -> Marks:
     """
     v = _has(keys, V_MARK) or any(metadata.get(key) == "v" for key in _V_METADATA)
     zero = _has(keys, SNR_MARK) or metadata.get("diff2flow.zero_terminal_snr") == "true"
-    return Marks(v, zero)
+    return Marks(v, zero, not v and _saved_behind_v(metadata.get("prompt", "")))
+
+
+def _saved_behind_v(workflow: str) -> bool:
+    """Whether a workflow in API format has a node that saves a model from behind ModelSamplingDiscrete v_prediction."""
+    try:
+        nodes = json.loads(workflow or "{}")
+        saving = [node for node in nodes.values() if node["class_type"] in _SAVING]
+        return any(_is_behind_v(nodes, node["inputs"].get("model")) for node in saving)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _is_behind_v(nodes: Mapping[str, Any], link: Any) -> bool:
+    """Whether the last node before a MODEL that chooses its sampling is that one."""
+    if not isinstance(link, list):
+        return False
+    node = nodes[link[0]]
+    if node["class_type"].startswith("ModelSampling"):
+        return node["inputs"].get("sampling") == "v_prediction" and node["class_type"] == "ModelSamplingDiscrete"
+    return _is_behind_v(nodes, node["inputs"].get("model"))
 
 
 def _has(keys: Collection[str], mark: str) -> bool:

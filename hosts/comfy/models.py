@@ -13,9 +13,9 @@ from torch import Tensor
 from ...alignment import NoiseSchedule
 from ...alignment.precision import exact
 from ...samplers.parameterization import LEAST_ALPHAS_CUMPROD
-from ...training.checkpoint_file import Marks, trained_metadata
+from ...training.checkpoint_file import Marks
 from ...training.lora_layers import FullChange
-from ..choice import as_trained, say_once
+from ..choice import as_trained, say_once, tell_lost_prediction
 from ..port import HostError, ModelFacts, Said
 from . import recognition
 
@@ -105,6 +105,8 @@ def _as_marked(model: Any, said: ModelFacts) -> ModelFacts:
     """The facts with the marks of the checkpoint's file, which ComfyUI reads of SDXL files only."""
     path = recognition.checkpoint_of(model)
     marked = recognition.marks_of(path) if path else Marks()
+    if marked.lost_v and said.prediction == "eps":
+        tell_lost_prediction(recognition.checkpoint_name(path))
     if said.prediction == "v" or not marked.v:
         return said
     say_once(
@@ -254,5 +256,5 @@ def _loras(model: Any) -> tuple[Said, ...]:
     if recognition.was_noted(model):
         return found
     path = recognition.checkpoint_of(model)
-    checkpoint = trained_metadata(path) if path else {}
+    checkpoint = recognition.metadata_of(path) if path else {}
     return (checkpoint, *found) if checkpoint else found

@@ -36,6 +36,10 @@ _HEAD = 16
 """Values of each tensor by which two checkpoints are told apart."""
 _UP, _DOWN = ".lora_up.weight", ".lora_down.weight"
 _MOST_FILES = 20_000
+_WAY_OUT = (
+    "If it was trained by Diff2Flow, load it by Diff2Flow LoRA Loader: without its metadata sampling begins where the"
+    " checkpoint's does"
+)
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,11 @@ def marks_of(path: Path) -> Marks:
     return _header(path).marks
 
 
+def metadata_of(path: Path) -> Said:
+    """Metadata of a checkpoint that Diff2Flow made, {} of others."""
+    return _header(path).metadata
+
+
 def _found(model: Any) -> Iterator[Said]:
     applied = model.attachments.get(_LORAS, ())
     yield from (each.metadata for each in applied if each.keys is None and each.metadata is not None)
@@ -156,8 +165,12 @@ def _found(model: Any) -> Iterator[Said]:
         unknown |= own is None and metadata is None
         if metadata:
             yield metadata
-    if unknown or _BYPASSED in model.injections:
+    if unknown:
         yield from _left_by_host(model)
+    if _BYPASSED in model.injections:
+        say_once(
+            f"a LoRA runs beside the model's weights (bypass), of which ComfyUI does not tell the file. {_WAY_OUT}"
+        )
 
 
 def _left_by_host(model: Any) -> Iterator[Said]:
@@ -168,8 +181,7 @@ def _left_by_host(model: Any) -> Iterator[Said]:
         return
     say_once(
         "there is a LoRA on the model of which ComfyUI does not tell the file, and the folder 'loras' holds none with"
-        " its weights. If it was trained by Diff2Flow, load it by Diff2Flow LoRA Loader: without its metadata sampling"
-        " begins where the checkpoint's does"
+        f" its weights. {_WAY_OUT}"
     )
 
 
@@ -221,7 +233,7 @@ def _telling_checkpoints() -> Iterator[Path]:
     """The checkpoints whose files say something that ComfyUI's loader does not hand on."""
     for path in _files("checkpoints"):
         header = _header(path)
-        if header.metadata or header.marks.v:
+        if header.metadata or header.marks != Marks():
             yield path
 
 

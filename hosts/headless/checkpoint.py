@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...alignment import NoiseSchedule
 from ...training.checkpoint_file import Marks, contents_if_readable, marks
+from ..choice import tell_lost_prediction
 from ..port import HostError
 from .autoencoder import Autoencoder, read_autoencoder
 from .model import Base, Model
@@ -47,6 +48,8 @@ def load_checkpoint(
     _refuse_other_noise(state, name)
     marked = _marks(path, state)
     prediction = _prediction(unet, marked, layout)
+    if marked.lost_v and prediction == "eps":
+        tell_lost_prediction(name)
     module = _build_unet(unet, layout, name, device)
     base = Base(
         weights=Weights(module),
