@@ -18,7 +18,7 @@ from diff2flow_nodes.tests import slow_pairs
 from diff2flow_nodes.tests.reflow_fakes import encode, make, maker
 from diff2flow_nodes.tests.training_fakes import SilentProgress, TinyBackbone
 from diff2flow_nodes.training import pairs as pairs_module
-from diff2flow_nodes.training import reflow, shards, teacher
+from diff2flow_nodes.training import reflow, shards
 from diff2flow_nodes.training.pairs import PairStore
 from diff2flow_nodes.training.teacher import TeacherSettings
 
@@ -31,8 +31,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.written, self.longest = 1000.0, 1000.0, 0.0
-        for module in (reflow, shards, teacher):
-            monkeypatch.setattr(module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
         write = PairStore.write
 
         def writes(store: PairStore, run: Any, share: Any) -> None:
