@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from ..alignment.precision import exact
+from ..files import PICTURES
 from .choices import LAYOUTS
 from .codec import FARTHEST, valid_pixels
 from .files import read_depth
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DEPTHS = (".exr", ".npy", ".npz", ".png", ".hdf5", ".h5")
+_NOT_READ = (".pfm", ".dpt", ".mat", ".pt", ".raw")
+"""Extensions of depth files of other programs: they are named."""
 
 _IMAGE_FOLDERS, _DEPTH_FOLDERS, _SUFFIX = ("images", "image", "rgb"), ("depth", "depths"), "_depth"
+_KNOWN = frozenset({*IMAGES, *DEPTHS, *PICTURES, *_NOT_READ})
 _HYPERSIM_FOCAL = 886.81 / 1024  # of the width
 _VKITTI2_FAR = 80.0
 _HYPERSIM = re.compile(
@@ -62,10 +66,12 @@ class Found(NamedTuple):
     Args:
         pairs: sorted by name.
         unpaired: names of the images without depth and of the depths without image.
+        unread: names of the pictures and depths of a format that is not read, at least where they lie.
     """
 
     pairs: list[Pair]
     unpaired: list[str]
+    unread: list[str]
 
 
 class _File(NamedTuple):
@@ -89,21 +95,23 @@ def find_pairs(folder: Path, layout: str = "auto") -> Found:
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, not {layout!r}")
-    files = sorted(_files(folder))
+    files = sorted(_files(folder, {*IMAGES, *DEPTHS}))
     tried = ("hypersim", "vkitti2", "folders") if layout == "auto" else (layout,)
-    found = Found([], [])
+    found = Found([], [], [])
     for layout in tried:
         found = _paired([file for path in files if (file := _SORTERS[layout](path, folder))], layout, folder)
         if found.pairs:
-            return found
+            return found._replace(unread=_unread(folder, layout))
     expected = "; or ".join(_EXPECTED[layout] for layout in reversed(tried))
     lonely = f" ({len(found.unpaired)} without its other half, such as {found.unpaired[0]})" if found.unpaired else ""
+    if unread := _unread(folder, tried[-1]):
+        lonely += f" ({len(unread)} of a format that is not read there, such as {unread[0]})"
     raise ValueError(f"folder '{folder.name}' holds no pair of image and depth{lonely}; expected {expected}")
 
 
 def folder_state(folder: Path) -> str:
     """Digest of the names, sizes and times of the files that `find_pairs` looks at; changes when one of them does."""
-    stats = ((path, path.stat()) for path in sorted(_files(folder)))
+    stats = ((path, path.stat()) for path in sorted(_files(folder, _KNOWN)))
     states = [(path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
     return hashlib.sha256(repr(states).encode()).hexdigest()
 
@@ -152,11 +160,21 @@ def distance_to_planar(distance: Tensor, focal: float) -> Tensor:
     return (values * (focal / ray)).to(distance.dtype).to(distance.device)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, extensions: Collection[str]) -> Iterator[Path]:
     for path in folder.rglob("*"):
         inside = path.relative_to(folder).parts
-        if path.suffix.lower() in {*IMAGES, *DEPTHS} and not any(part.startswith(".") for part in inside):
+        if path.suffix.lower() in extensions and not any(part.startswith(".") for part in inside):
             yield path
+
+
+def _unread(folder: Path, layout: str) -> list[str]:
+    """Names of pictures and depths that no layout reads, or, among images and depth by name, not where they lie."""
+    names = []
+    for path in sorted(_files(folder, _KNOWN)):
+        readable = path.suffix.lower() in {*IMAGES, *DEPTHS}
+        if not readable or (layout == "folders" and _in_folders(path, folder) is None):
+            names.append(path.relative_to(folder).as_posix())
+    return names
 
 
 def _paired(files: list[_File], layout: str, folder: Path) -> Found:
@@ -170,7 +188,8 @@ def _paired(files: list[_File], layout: str, folder: Path) -> Found:
     convention = "planar" if layout == "folders" else layout
     pairs = [Pair(key, images[key], depths[key], convention) for key in sorted(images.keys() & depths.keys())]
     lonely = [half[key] for half in halves for key in half.keys() - {pair.name for pair in pairs}]
-    return Found(pairs, sorted(path.relative_to(folder).as_posix() for path in lonely))
+    unpaired = sorted(path.relative_to(folder).as_posix() for path in lonely)
+    return Found(pairs, unpaired, [])
 
 
 def _in_folders(path: Path, folder: Path) -> _File | None:

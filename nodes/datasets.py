@@ -217,8 +217,9 @@ class Diff2FlowImages(DatasetNode):
 def _folder_input() -> Widget:
     return line(
         "my_images",
-        "A folder inside ComfyUI's input folder, by name ('my_images', 'styles/ink'): png, jpg, webp,"
-        " bmp or tiff, 10 to 100 for a style. The caption of ink.png is ink.txt (or ink.caption) beside it."
+        "A folder inside ComfyUI's input folder, by name ('my_images', 'styles/ink'): png, jpg (jpeg, jfif), webp, bmp,"
+        " tif (tiff, also in floating point) or gif (its first frame), and avif, heic (heif) or jxl where the installed"
+        " Pillow reads them; 10 to 100 for a style. The caption of ink.png is ink.txt (or ink.caption) beside it."
         " Subfolders called N_name as in kohya's trainer (10_ink) are read with N repeats; others are not read."
         " Transparency is laid on white.",
     )

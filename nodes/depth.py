@@ -159,8 +159,9 @@ class Diff2FlowDepth:
 def _folder_input() -> Any:
     return line(
         "my_depth",
-        "A folder inside ComfyUI's input folder, by name: images/a.png with depth/a.exr (npy, npz, exr, 16-bit png), or"
-        " a.png with a_depth.exr; or Hypersim, or Virtual KITTI 2 as they are unpacked. Depth has its image's size.",
+        "A folder inside ComfyUI's input folder, by name: images/a.png (jpg, jpeg, webp, bmp, tif, tiff) with"
+        " depth/a.exr (npy, npz, hdf5, h5, 16-bit png), or a.png with a_depth.exr;"
+        " or Hypersim, or Virtual KITTI 2 as they are unpacked. Depth has its image's size.",
     )
 
 

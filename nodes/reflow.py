@@ -282,7 +282,8 @@ def _making_inputs() -> dict[str, Any]:
             0,
             4096,
             "Pairs in one call of the network, which is twice as many images with CFG. 0: the most that fits into"
-            " memory, up to 64. Halved by itself when memory runs out.",
+            " memory, up to 64. Halved by itself when memory runs out; fewer where a call of these would take more"
+            " than 12 seconds, so that Cancel and a crash lose little.",
         ),
         "save_dtype": choice(
             tuple(PAIR_DTYPES),

@@ -310,8 +310,8 @@ def _keeping_inputs() -> dict[str, Any]:
             250,
             0,
             1_000_000,
-            "Training steps between saved states (in output/diff2flow, in a folder named like the LoRA); a crash loses"
-            " at most these. 0: saves only at the end, at Cancel and at an error.",
+            "Training steps between saves: of the LoRA, and of a state to go on from (in output/diff2flow, in a folder"
+            " named like the LoRA); a crash loses at most these. 0: saves only at the end, at Cancel and at an error.",
         ),
         "keep_states": count(
             2, 1, 1000, "How many saved states are kept, the newest; each holds weights and optimizer."

@@ -243,7 +243,7 @@ def test_hypersim(tmp_path, layout):
     for scene, frame, camera in [("ai_001_001", "0000", "scene_cam_00"), ("ai_002_003", "0010", "scene_cam_01")]:
         _hypersim(tmp_path, scene, frame, camera)
     _hypersim(tmp_path, "ai_001_001", "0001", with_depth=False)
-    pairs, unpaired = find_pairs(tmp_path, layout)
+    pairs, unpaired, _ = find_pairs(tmp_path, layout)
     assert [pair.name for pair in pairs] == [
         "ai_001_001/scene_cam_00/frame.0000",
         "ai_002_003/scene_cam_01/frame.0010",
@@ -271,7 +271,7 @@ def test_vkitti2(tmp_path, layout, roots):
     _vkitti2(rgb, depth)
     _vkitti2(rgb, depth, "Scene20", "15-deg-left", "Camera_1", "00012")
     _png16(depth / "Scene01/fog/frames/depth/Camera_0/depth_00003.png", [[1]])
-    pairs, unpaired = find_pairs(tmp_path, layout)
+    pairs, unpaired, _ = find_pairs(tmp_path, layout)
     assert [pair.name for pair in pairs] == ["Scene01/clone/Camera_0/00000", "Scene20/15-deg-left/Camera_1/00012"]
     assert len(unpaired) == 1 and unpaired[0].endswith("Scene01/fog/frames/depth/Camera_0/depth_00003.png")
     metres, valid = load_pair(pairs[1])
@@ -297,7 +297,7 @@ def test_folders_of_images_and_depth(tmp_path):
             _png16(tmp_path / name, [[1200, 0]])
         else:
             write_depth(tmp_path / name, torch.tensor([[1.2, 1e10]]))
-    pairs, unpaired = find_pairs(tmp_path)
+    pairs, unpaired, _ = find_pairs(tmp_path)
     assert [pair.name for pair in pairs] == ["a", "d", "deep/b", "two/c"]
     assert unpaired == ["depth/lonely.npy", "f_depth.npy", "images/alone.png"]
     assert all(pair.convention == "planar" for pair in pairs)

@@ -92,7 +92,7 @@ class _Cut:
     """A file that takes so many bytes."""
 
     def __init__(self, path, mode, room):
-        self.file, self.room = open(path, mode), room
+        self.file, self.room = open(path, mode), room  # noqa: SIM115  (closed by __exit__)
 
     def __enter__(self):
         return self

@@ -161,8 +161,14 @@ def _nearest(values: Tensor, size: Size) -> Tensor:
 
 
 def _notes(found: Found, folder: str) -> tuple[str, ...]:
-    if not found.unpaired:
-        return ()
-    note = f"{len(found.unpaired)} files without their other half are not used: {named(found.unpaired)}"
-    _LOG.warning("%s: %s", folder, note)
-    return (note,)
+    notes = []
+    if found.unpaired:
+        notes.append(f"{len(found.unpaired)} files without their other half are not used: {named(found.unpaired)}")
+    if found.unread:
+        notes.append(
+            f"{len(found.unread)} files are of a format that is not read there and left out; save images as PNG or"
+            f" JPEG, and depth as EXR, NPY or 16-bit PNG: {named(found.unread)}"
+        )
+    for note in notes:
+        _LOG.warning("%s: %s", folder, note)
+    return tuple(notes)

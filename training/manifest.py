@@ -1,4 +1,4 @@
-"""JSON objects that the pack wrote and reads again: of a version that is known, with the keys and kinds that are used."""
+"""JSON objects that the pack wrote and reads again: of a known version, with the keys and kinds that are used."""
 
 from __future__ import annotations
 

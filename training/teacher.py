@@ -159,7 +159,7 @@ class BatchSize:
         self._limit = asked or (AUTO_LIMIT if device.type == "cuda" else _AUTO_CPU)
         self._grows = not asked and device.type == "cuda"
         self.now = 1 if self._grows else self._limit
-        self._in_time = self._limit
+        self._in_time = min(self._limit, _TRIAL) if math.isfinite(seconds) else self._limit
         self._began, self._items, self._each = time.monotonic(), 0, 0.0
 
     def run(self, batch: Callable[[int], int]) -> int:
