@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..training.lora_keys import LoraKeys, is_text, read_keys
@@ -29,11 +28,13 @@ class Target:
             gives and ComfyUI's loader takes.
         family: of the model, for messages.
         has_clip: whether a text encoder is among them.
+        widened: shape of the layers that LoRAs before have widened, by the same names.
     """
 
     shapes: Mapping[str, Sequence[int]]
     family: str
     has_clip: bool
+    widened: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,27 @@ def _require_layers(keys: LoraKeys, changed: Mapping[str, object], target: Targe
 
 
 def _require_shape(layer: str, change: Mapping[str, Change], target: Target, base: str) -> None:
-    shape = target.shapes[layer]
     for kind, part in change.items():
         try:
-            part.apply(torch.empty(tuple(shape) if kind == "weight" else tuple(shape)[:1], device="meta"), 1.0)
+            part.require_shape(_of(kind, target.shapes[layer]))
         except ValueError as error:
             raise HostError(
                 f"the LoRA was made for another base model than this {target.family} model{base}: layer '{layer}' has"
                 f" {error}; choose a LoRA trained for {target.family}"
             ) from error
+        try:
+            if layer in target.widened:
+                part.require_shape(_of(kind, target.widened[layer]))
+        except ValueError as error:
+            raise HostError(
+                f"the LoRA's layer '{layer}' has {error}, since a LoRA before it has widened that layer, as those for"
+                " depth do; put this LoRA before that one"
+            ) from error
+
+
+def _of(kind: str, shape: Sequence[int]) -> Sequence[int]:
+    """Shape of a layer's "weight" or "bias", by its weight's."""
+    return shape if kind == "weight" else shape[:1]
 
 
 def _log_unused(keys: LoraKeys, changed: Mapping[str, object], target: Target) -> None:

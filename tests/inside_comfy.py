@@ -1191,7 +1191,9 @@ def check_loras_beside_depth() -> dict[str, Any]:
         assert first.weight.shape[1] == 8  # so it was loaded beside the widened weight
         assert torch.equal(ours(other), tuned) and torch.equal(ours(model), plain) and first.weight.shape[1] == 4
         assert model.model.concat_keys == ()
-    return {"effect": difference(tuned, plain)}
+    said = refused(lambda: host.apply_lora(depth, None, ends, 1.0, None))
+    assert "put this LoRA before that one" in said, said
+    return {"effect": difference(tuned, plain), "refused": said}
 
 
 def check_device_without_float64() -> dict[str, str]:

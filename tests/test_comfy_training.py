@@ -18,6 +18,7 @@ from comfy_server import ComfyServer, comfy_dir, failure_of
 from PIL import Image
 
 from diff2flow_nodes.bench.random_prior import build_random
+from diff2flow_nodes.files import sha256_of
 from diff2flow_nodes.training.lora_file import load_lora
 from diff2flow_nodes.training.state import states_in
 
@@ -162,6 +163,31 @@ def test_training_the_text_encoder_leaves_clip_as_it_was(server: ComfyServer, be
     server.run(graph_of("text", {"text_encoder": True}, steps=2))
     assert any(key.startswith("lora_te_") for key in lora_of(server, "text"))
     assert np.array_equal(stock(server), before)
+
+
+def test_an_empty_clip_that_is_taken_ends_before_training(server: ComfyServer) -> None:
+    graph = graph_of("no_clip", steps=2)
+    graph["positive"] = node("CLIPTextEncode", text="a", clip=["train", 3])
+    graph["sample"] = ksampler(["train", 0], steps=1)
+    failure = failure_of(server.wait(server.queue(saved(graph, "sample", "no_clip"))))
+    assert failure is not None and failure["node_id"] == "train"
+    assert "clip: nothing is connected" in failure["exception_message"]
+    assert "CLIPTextEncode (node positive, clip)" in failure["exception_message"]
+    assert not (server.base / "models" / "loras" / "no_clip.safetensors").exists()
+
+
+def test_the_base_behind_a_stock_loader_is_named_or_nothing_is(server: ComfyServer) -> None:
+    """Newer versions tell the file, older ones do not."""
+    graph = graph_of("stock_base", steps=2)
+    graph["ckpt"] = node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT)
+    server.run(graph)
+    metadata = load_lora(server.base / "models" / "loras" / "stock_base.safetensors")[1]
+    found = {key: metadata[key] for key in metadata if "base_name" in key or "sd_model" in key or "base_hash" in key}
+    digest = sha256_of(server.base / "models" / "checkpoints" / CHECKPOINT)
+    named = {"ss_sd_model_name": CHECKPOINT, "ss_new_sd_model_hash": digest, "ss_sd_model_hash": digest[:10],
+             "diff2flow.base_name": CHECKPOINT, "diff2flow.base_hash": digest}  # fmt: skip
+    tells = "cached_patcher_init" in (comfy_dir() / "comfy" / "model_patcher.py").read_text()
+    assert found == (named if tells else {})
 
 
 def test_training_again_and_again_leaks_nothing(server: ComfyServer, before: np.ndarray) -> None:

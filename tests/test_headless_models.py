@@ -1,6 +1,5 @@
 """Checkpoints, sampling, LoRA and training on tiny models with random weights."""
 
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -447,6 +446,11 @@ def test_a_lora_may_widen_the_first_convolution(host, loaded, conditions):
     out = [sampled(host, patched, (side, side), cfg=1.0) for side in with_context]
     assert torch.allclose(out[0], sampled(host, loaded[0], conditions, cfg=1.0), atol=1e-3)
     assert not torch.allclose(out[1], out[0], atol=1e-1)
+    narrow = {"lora_unet_conv_in.diff": torch.ones(32, 4, 3, 3)}
+    with pytest.raises(HostError, match="a LoRA before it has widened that layer.*put this LoRA before that one"):
+        host.apply_lora(patched, None, narrow, 1.0, None)
+    both, _ = host.apply_lora(host.apply_lora(loaded[0], None, narrow, 1.0, None)[0], None, state, 1.0, None)
+    assert both.base.weights.merged(both.patches).conv_in.weight.shape[1] == 8
 
 
 # training

@@ -188,6 +188,12 @@ def test_another_shape_is_refused(kind, shape):
         fitting(named(LAYER, parts), Target({LAYER: (64, 48)}, "SD1", has_clip=False))
 
 
+def test_whole_tensors_need_the_very_shape():
+    """ComfyUI's loader merges no difference of another shape, though of as many values."""
+    with pytest.raises(HostError, match=r"shape \(32, 16\) where the model has \(32, 16, 1, 1\)"):
+        fitting({f"{LAYER}.diff": torch.ones(WIDE)}, Target({LAYER: (*WIDE, 1, 1)}, "SD1", has_clip=False))
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [

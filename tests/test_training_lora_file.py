@@ -75,6 +75,18 @@ def test_metadata(tmp_path):
     assert all(isinstance(value, str) for value in m.values())
 
 
+def test_a_base_that_is_unknown_is_not_named(tmp_path, caplog):
+    """Empty names and hashes would be read as names and hashes."""
+    backbone = TinyBackbone()
+    metadata = finetune(tiny_job(tmp_path / "known", backbone, steps=1), SilentProgress()).metadata
+    named = {key for key in metadata if "base_name" in key or "base_hash" in key or "sd_model" in key}
+    assert len(named) == 5 and not [line for line in caplog.messages if "which base" in line]
+    backbone.base_name = backbone.base_hash = ""
+    metadata = finetune(tiny_job(tmp_path / "unknown", backbone, steps=1), SilentProgress()).metadata
+    assert not named & set(metadata)
+    assert len([line for line in caplog.messages if "which base" in line and "Checkpoint Loader" in line]) == 1
+
+
 def test_metadata_counts_what_is_trained_and_tells_the_files_alpha(tmp_path):
     backbone = TinyBackbone()
     total = sum(p.numel() for p in backbone.module.parameters())

@@ -6,6 +6,7 @@ middle tensor: LyCORIS, 2309.14859; GLoRA: 2306.07967; OFT: 2306.07280; BOFT: 23
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ _MARKS: Mapping[str, tuple[str, ...]] = {
 """Tensors of a kind that need not be there."""
 _DECOMPOSED = ("LoRA", "LoHa", "LoKr", "GLoRA")
 """Kinds that may have a dora_scale."""
+_WHOLE = {"norm": "w_norm", "diff": "diff", "set": "set_weight"}
+"""Kinds that are one tensor of the weight's shape."""
 _BLOCKS_OF_BOFT = 4
 """Dimensions of oft_blocks; OFT's have 3."""
 
@@ -91,6 +94,27 @@ class Change:
             delta = _decomposed(parts["dora_scale"], weight, delta) - weight
         return weight + strength * delta
 
+    def require_shape(self, shape: Sequence[int]) -> None:
+        """Raises ValueError where the tensors make no change of a weight of that shape; LoRA, LoHa and LoKr by sizes.
+
+        The other kinds are computed, in a moment: they are small, or rare.
+        """
+        if self.kind in _WHOLE:
+            own = tuple(self.parts[_WHOLE[self.kind]].shape)
+            if own != tuple(shape):
+                raise ValueError(f"shape {own} where the model has {tuple(shape)}")
+            return
+        if self.kind not in _SIZES:
+            self.apply(torch.zeros(tuple(shape)), 1.0)
+            return
+        target = _wider(shape, self.shape)
+        sizes = {name: tuple(part.shape) for name, part in self.parts.items()}
+        rows, columns = _SIZES[self.kind](sizes)
+        if (rows, rows * columns) != (target[0], math.prod(target)):
+            raise ValueError(f"a change of {rows} outputs and {columns} inputs where the model has {target}")
+        if "dora_scale" in sizes:
+            _is_of_outputs(sizes["dora_scale"], target)
+
 
 def changes(parts: Parts) -> dict[str, Change]:
     """What the tensors of one layer change: its "weight", its "bias", both or neither.
@@ -128,13 +152,20 @@ def padded(weight: Tensor, shape: Sequence[int] | None) -> Tensor:
     Raises:
         ValueError: the shape is smaller than the weight's or has another number of dimensions.
     """
-    if shape is None or tuple(shape) == tuple(weight.shape):
+    if _wider(weight.shape, shape) == tuple(weight.shape):
         return weight
-    if len(shape) != weight.ndim or any(new < old for new, old in zip(shape, weight.shape, strict=True)):
-        raise ValueError(f"a weight of shape {tuple(weight.shape)} cannot be widened to {tuple(shape)}")
-    wide = weight.new_zeros(tuple(shape))
+    wide = weight.new_zeros(tuple(shape or ()))
     wide[tuple(slice(0, size) for size in weight.shape)] = weight
     return wide
+
+
+def _wider(old: Sequence[int], new: Sequence[int] | None) -> tuple[int, ...]:
+    """The shape that a weight is padded to."""
+    if new is None:
+        return tuple(old)
+    if len(new) != len(old) or any(wide < size for wide, size in zip(new, old, strict=True)):
+        raise ValueError(f"a weight of shape {tuple(old)} cannot be widened to {tuple(new)}")
+    return tuple(new)
 
 
 def _names(kind: str, needed: tuple[tuple[str, ...], ...]) -> set[str]:
@@ -171,16 +202,80 @@ def _shaped(delta: Tensor, weight: Tensor) -> Tensor:
 
 def _decomposed(scale: Tensor, weight: Tensor, delta: Tensor) -> Tensor:
     """scale · (W + D)/norm as ComfyUI has it: |W| for each output, or |W + D| for each input channel."""
-    changed, (outputs, inputs, *ones) = weight + delta, (*weight.shape[:2], *[1] * (weight.ndim - 2))
-    if tuple(scale.shape) == (outputs, 1, *ones):
+    changed = weight + delta
+    if _is_of_outputs(scale.shape, weight.shape):
         norm = weight.flatten(1).norm(dim=1).reshape(scale.shape)
-    elif tuple(scale.shape) == (1, inputs, *ones):
-        norm = changed.transpose(0, 1).flatten(1).norm(dim=1).reshape(scale.shape)
     else:
-        raise ValueError(
-            f"a dora_scale of shape {tuple(scale.shape)} where the model has {outputs} outputs and {inputs} inputs"
-        )
+        norm = changed.transpose(0, 1).flatten(1).norm(dim=1).reshape(scale.shape)
     return changed * (scale / (norm + torch.finfo(weight.dtype).eps))
+
+
+def _is_of_outputs(scale: Sequence[int], weight: Sequence[int]) -> bool:
+    """Whether a dora_scale of that shape has one entry for each output of the weight, or one for each input.
+
+    Raises:
+        ValueError: it has neither.
+    """
+    outputs, inputs, *kernel = weight if len(weight) > 1 else (*weight, 0)
+    if tuple(scale) == (outputs, 1, *[1] * len(kernel)):
+        return True
+    if tuple(scale) == (1, inputs, *[1] * len(kernel)):
+        return False
+    raise ValueError(f"a dora_scale of shape {tuple(scale)} where the model has {outputs} outputs and {inputs} inputs")
+
+
+Sizes = Mapping[str, tuple[int, ...]]
+
+
+def _lora_size(sizes: Sizes) -> tuple[int, int]:
+    up, down = sizes["lora_up.weight"], sizes["lora_down.weight"]
+    middle = sizes.get("lora_mid.weight")
+    if middle is not None:
+        _require_equal(middle[1], down[0])
+        down = (middle[0], down[1], *middle[2:])
+    _require_equal(math.prod(up[1:]), down[0])
+    return up[0], math.prod(down[1:])
+
+
+def _loha_size(sizes: Sizes) -> tuple[int, int]:
+    first, second = (
+        _product_size(sizes[f"hada_w{i}_a"], sizes[f"hada_w{i}_b"], sizes.get(f"hada_t{i}")) for i in ("1", "2")
+    )
+    _require_equal(first, second)
+    return first
+
+
+def _lokr_size(sizes: Sizes) -> tuple[int, int]:
+    factors = []
+    for i in ("1", "2"):
+        if whole := sizes.get(f"lokr_w{i}"):
+            factors.append((whole[0], math.prod(whole[1:])))
+        else:
+            factors.append(_product_size(sizes[f"lokr_w{i}_a"], sizes[f"lokr_w{i}_b"], sizes.get(f"lokr_t{i}")))
+    (rows, columns), (more_rows, more_columns) = factors
+    return rows * more_rows, columns * more_columns
+
+
+def _product_size(a: Sequence[int], b: Sequence[int], middle: Sequence[int] | None) -> tuple[int, int]:
+    """Outputs, and inputs times the kernel's size, of `_product`."""
+    if middle is None:
+        _require_equal(a[1:], b[:1])
+        return a[0], b[1]
+    _require_equal(middle[:2], (a[0], b[0]))
+    return a[1], b[1] * math.prod(middle[2:])
+
+
+def _require_equal(one: object, other: object) -> None:
+    if one != other:
+        raise ValueError(f"tensors of sizes {one} and {other} where they must be equal")
+
+
+_SIZES: Mapping[str, Callable[[Sizes], tuple[int, int]]] = {
+    "LoRA": _lora_size,
+    "LoHa": _loha_size,
+    "LoKr": _lokr_size,
+}
+"""Outputs of a change, and inputs times the kernel's size, by the sizes of its tensors."""
 
 
 Delta = tuple[Tensor, int | None]

@@ -70,7 +70,8 @@ def apply_lora(
     model: Any, clip: Any, state: Mapping[str, Tensor], strength: float, metadata: Mapping[str, str] | None
 ) -> tuple[Any, Any]:
     """Clones with the LoRA added; see `hosts.port.Host.apply_lora`."""
-    target = Target(_shapes(model, clip), models.family(model), clip is not None)
+    shapes = _shapes(model, clip)
+    target = Target(shapes, models.family(model), clip is not None, _widened(model, shapes))
     found = fitting(state, target, (metadata or {}).get("ss_base_model_version", ""))
     if strength == 0:
         return model.clone(), None if clip is None else clip.clone()
@@ -90,6 +91,14 @@ def _shapes(model: Any, clip: Any) -> dict[str, tuple[int, ...]]:
     # A weight may have another clone's LoRA on it just now, which may have widened it.
     weights.update({key: kept.weight for key, kept in getattr(model, "backup", {}).items()})
     return {name: tuple(weights[key].shape) for name, key in found if isinstance(key, str) and key in weights}
+
+
+def _widened(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shape of the first convolution by its names, where LoRAs or training have widened it."""
+    if not models.sees_image(model):
+        return {}
+    names = [name for name, key in _keys(model, None).items() if key == models.FIRST]
+    return {name: (shapes[name][0], models.in_channels(model), *shapes[name][2:]) for name in names}
 
 
 def _keys(model: Any, clip: Any) -> dict[str, Any]:

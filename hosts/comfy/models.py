@@ -26,7 +26,8 @@ _PREDICTIONS = (
 )
 """In this order: ComfyUI derives the first two from EPS."""
 
-_FIRST = "diffusion_model.input_blocks.0.0.weight"
+FIRST = "diffusion_model.input_blocks.0.0.weight"
+"""The first convolution, which LoRAs for depth widen."""
 _RESHAPE = 5
 """Where ComfyUI's LoRA adapters hold the shape that they widen a weight to."""
 
@@ -132,7 +133,7 @@ def in_channels(model: Any) -> int:
     first = model.model.diffusion_model.input_blocks[0][0]
     if isinstance(first, FullChange):
         widths.append(first.weight.shape[1])
-    for patch in model.patches.get(_FIRST, ()):
+    for patch in model.patches.get(FIRST, ()):
         parts = getattr(patch[1], "weights", None) or ()
         widths += [shape[1] for shape in parts[_RESHAPE:] if isinstance(shape, list)]
     return max(widths)

@@ -53,7 +53,7 @@ def apply_lora(
     shapes = {name: _shape(*owner, name) for owner in (network, encoder) if owner for name in owner[1]}
     family = model.base.layout.family if model else clip.family if clip else ""
     trained_for = (metadata or {}).get("ss_base_model_version", "")
-    found = fitting(state, Target(shapes, family, clip is not None), trained_for).changes
+    found = fitting(state, Target(shapes, family, clip is not None, _widened(model)), trained_for).changes
     if model is not None and network is not None:
         model = model.with_patches(_patches(found, network, strengths[0]), metadata if strengths[0] else None)
     if clip is not None and encoder is not None:
@@ -63,6 +63,14 @@ def apply_lora(
 
 def _shape(module: nn.Module, names: Mapping[str, str], name: str) -> tuple[int, ...]:
     return tuple(module.get_parameter(_weight(names[name])).shape)
+
+
+def _widened(model: Model | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of what LoRAs before have widened, by every name of the layer."""
+    patches = () if model is None else model.patches
+    shapes = {patch.target: patch.shape for patch in patches if patch.shape and patch.strength}
+    names = {} if model is None else model.base.layer_names
+    return {name: shapes[_weight(path)] for name, path in names.items() if _weight(path) in shapes}
 
 
 def _weight(path: str) -> str:
