@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from inside_comfy import conditioning, difference, kohya_lora, main, network, run_node
+from inside_comfy import conditioning, control_net, difference, kohya_lora, main, network, run_node
 
 # isort: split
 import comfy.hooks
@@ -23,7 +23,8 @@ import torch
 
 import nodes as stock
 
-CFG, STEPS, SEED = 4.0, 8, 7
+CFG, STEPS, SEED = 4.0, 6, 7
+CHANNELS = (32, 64, 128)
 BAR = 1e-2
 SEEN = 1e-4
 """A relative difference above it is an effect."""
@@ -33,20 +34,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "PatchModelAddDownscale": {"block_number": 1, "end_percent": 0.5},
     "CFGOverride": {"cfg": 1.0, "end_percent": 0.5},
     "SkipLayerGuidanceDiTSimple": {"start_percent": 0.1, "end_percent": 0.6},
-    "HyperTile": {"tile_size": 64},
+    "FreSca": {"freq_cutoff": 2, "scale_high": 1.5},
+    "HyperTile": {"tile_size": 16},
     "UNetSelfAttentionMultiply": {"q": 1.5},
     "UNetCrossAttentionMultiply": {"q": 1.5},
     "Epsilon Scaling": {"scaling_factor": 1.02},
 }
 """Values under which a small network on a small latent shows an effect; the others are the node's defaults."""
 LEFT_OUT = {
-    "TorchCompileModel": "compiles the network",
-    "ModelSampling": "says what sigma is: refused or followed, not a patch beside the sampling",
-    "ModelMerge": "merges weights",
-    "ModelSubtract": "merges weights",
     "Diff2Flow": "ours",
+    "MiniMaxH3SigmaShift": "says what sigma is",
+    "ModelMerge": "merges weights",
+    "ModelSampling": "says what sigma is",
+    "ModelSubtract": "merges weights",
+    "TorchCompileModel": "compiles the network",
+    "TrainLoraNode": "trains",
 }
-"""Nodes by the beginning of their names."""
+"""Nodes by the beginning of their names, and why they are no patches of sampling."""
 
 
 def load_extras() -> None:
@@ -81,7 +85,7 @@ def arguments_of(name: str, cls: Any, model: Any) -> dict[str, Any]:
     made = {
         "MODEL": model,
         "CONDITIONING": conditioning(seed=3),
-        "LATENT": {"samples": torch.zeros(1, 4, 16, 16)},
+        "LATENT": {"samples": torch.zeros(1, 4, 8, 8)},
     }
     values: dict[str, Any] = {}
     required = cls.INPUT_TYPES().get("required", {})
@@ -103,21 +107,20 @@ def arguments_of(name: str, cls: Any, model: Any) -> dict[str, Any]:
 
 
 def call(name: str, **values: Any) -> Any:
-    """First output of a stock node, its random numbers fixed."""
+    """First output of a stock node."""
     cls = stock.NODE_CLASS_MAPPINGS[name]
-    if hasattr(cls, "define_schema"):
-        return cls.execute(**values).result[0]
-    return getattr(cls(), cls.FUNCTION)(**values)[0]
+    done = cls.execute(**values) if hasattr(cls, "define_schema") else getattr(cls(), cls.FUNCTION)(**values)
+    return getattr(done, "result", done)[0]
 
 
 def latents() -> dict[str, Any]:
-    return {"samples": torch.zeros(1, 4, 16, 16)}
+    return {"samples": torch.zeros(1, 4, 8, 8)}
 
 
 def masked() -> dict[str, Any]:
     """An image and a mask that grows from left to right, as DifferentialDiffusion wants it."""
-    image = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))
-    return {"samples": image, "noise_mask": torch.linspace(0, 1, 128).expand(1, 1, 128, 128)}
+    image = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    return {"samples": image, "noise_mask": torch.linspace(0, 1, 64).expand(1, 1, 64, 64)}
 
 
 def ours(model: Any, positive: Any, negative: Any, latent: Any) -> torch.Tensor:
@@ -130,47 +133,110 @@ def ours(model: Any, positive: Any, negative: Any, latent: Any) -> torch.Tensor:
 def theirs(model: Any, positive: Any, negative: Any, latent: Any) -> torch.Tensor:
     """SamplerCustom with the stock euler on the same grid; the model is as it was loaded but for the patch."""
     torch.manual_seed(0)
-    sigmas = run_node("Diff2FlowSigmas", network(), STEPS, "uniform", 1.0)[0]
+    sigmas = run_node("Diff2FlowSigmas", model, STEPS, "uniform", 1.0)[0]
     euler = comfy.samplers.sampler_object("euler")
     return run_node("SamplerCustom", model, True, SEED, CFG, positive, negative, euler, sigmas, latent)[0]["samples"]
 
 
 def small_network() -> Any:
     """Three levels, so that FreeU finds the widths that it looks for."""
-    return network(channels=(32, 64, 128), time_scale=0.1)
+    return network(channels=CHANNELS, time_scale=0.5)
 
 
-def compared(drawn: list[torch.Tensor], without: list[torch.Tensor]) -> dict[str, float]:
-    """Effect of a patch in the stock sampler and in ours, and how far the two pictures are apart."""
-    effects = [difference(a, b) for a, b in zip(drawn, without, strict=True)]
-    return {"stock": effects[0], "ours": effects[1], "apart": difference(drawn[1], drawn[0])}
+Case = tuple[Any, Any, Any, Any]
+"""What a sampler is given: MODEL, positive, negative, LATENT."""
 
 
-def model_patches(model: Any) -> Iterator[tuple[str, Callable[[], tuple[Any, Any, Any]], Any]]:
-    """Name, how to patch, and the latent."""
-    texts = conditioning(seed=1), conditioning(seed=2)
+def model_patches(model: Any) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """Name of each node, and what makes its case anew: some patches remember the run before."""
     for name, cls in patch_nodes().items():
         try:
             arguments_of(name, cls, model)
         except LookupError:
             continue
         latent = masked() if name == "DifferentialDiffusion" else latents()
-        yield name, lambda name=name, cls=cls: (call(name, **arguments_of(name, cls, model)), *texts), latent
+        texts = conditioning(seed=1), conditioning(seed=2)
+        yield name, lambda name=name, cls=cls, rest=(*texts, latent): (call(name, **arguments_of(name, cls, model)), *rest)
+
+
+def timed_conditionings(model: Any) -> Iterator[tuple[str, Callable[[], Case]]]:
+    """What acts for a part of the steps, said by the conditioning or a file."""
+    positive, negative = conditioning(seed=1), conditioning(seed=2)
+    early = call("ConditioningSetTimestepRange", conditioning=positive, start=0.0, end=0.4)
+    late = call("ConditioningSetTimestepRange", conditioning=conditioning(seed=3), start=0.4, end=1.0)
+    yield "ConditioningSetTimestepRange", lambda: (model, early + late, negative, latents())
+    control = control_net(CHANNELS)
+    hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(9))
+    texts = run_node("ControlNetApplyAdvanced", positive, negative, control, hint, 1.0, 0.2, 0.6)
+    yield "ControlNetApplyAdvanced", lambda: (model, *texts, latents())
+    yield "CreateHookKeyframe", lambda: (model, hooked(model, positive), negative, latents())
+    yield "HypernetworkLoader", lambda: (hypernetwork(model), positive, negative, latents())
+
+
+def hooked(model: Any, texts: Any) -> Any:
+    """A LoRA that acts from 30 % to 60 % of the steps."""
+    hooks = comfy.hooks.create_hook_lora(kohya_lora(model, 1), 1.0, 0.0)
+    frames = None
+    for strength, start in ((0.0, 0.0), (1.0, 0.3), (0.0, 0.6)):
+        frames = call("CreateHookKeyframe", strength_mult=strength, start_percent=start, prev_hook_kf=frames)
+    hooks = call("SetHookKeyframes", hooks=hooks, hook_kf=frames)
+    return comfy.hooks.set_hooks_for_conditioning(texts, hooks)
+
+
+def hypernetwork(model: Any) -> Any:
+    generator = torch.Generator().manual_seed(3)
+    layers = {
+        f"linear.{i}.{kind}": torch.randn(shape, generator=generator) * 0.05
+        for i, shapes in enumerate((((128, 64), 128), ((64, 128), 64)))
+        for kind, shape in zip(("weight", "bias"), shapes, strict=True)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({64: [layers, layers]}, Path(folder) / "small.pt")
+        folder_paths.folder_names_and_paths["hypernetworks"] = ([folder], {".pt"})
+        return call("HypernetworkLoader", model=model, hypernetwork_name="small.pt", strength=1.0)
+
+
+def compared(make: Callable[[], Case], plain: Any) -> dict[str, float]:
+    """Effect of a patch in the stock sampler and in ours, and how far the two pictures are apart."""
+    case = make()
+    drawn = [sampler(*(case if sampler is theirs else make())) for sampler in (theirs, ours)]
+    without = [bare(sampler, plain, "noise_mask" in case[3]) for sampler in (theirs, ours)]
+    effects = [difference(a, b) for a, b in zip(drawn, without, strict=True)]
+    return {"stock": effects[0], "ours": effects[1], "apart": difference(drawn[1], drawn[0])}
+
+
+_bare: dict[tuple[str, bool], torch.Tensor] = {}
+
+
+def bare(sampler: Callable[..., torch.Tensor], model: Any, mask: bool) -> torch.Tensor:
+    """The picture without a patch, drawn once."""
+    key = sampler.__name__, mask
+    if key not in _bare:
+        _bare[key] = sampler(model, conditioning(seed=1), conditioning(seed=2), masked() if mask else latents())
+    return _bare[key]
+
+
+def is_for_this_model(make: Callable[[], Case]) -> bool:
+    """Whether the stock sampler takes the patch at all."""
+    try:
+        theirs(*make())
+    except Exception:
+        return False
+    return True
 
 
 def check_patches() -> dict[str, Any]:
+    """Every patch of core that works on SD1.5 does in Diff2Flow Sampler what it does in the stock sampler."""
     load_extras()
-    model = small_network()
-    rows = {}
-    texts = conditioning(seed=1), conditioning(seed=2)
-    without = {}
-    for name, patched, latent in model_patches(model):
-        kind = "noise_mask" in latent
-        without[kind] = without.get(kind) or [sampler(model, *texts, latent) for sampler in (theirs, ours)]
-        try:
-            rows[name] = compared([sampler(*patched(), latent) for sampler in (theirs, ours)], without[kind])
-        except Exception as error:
-            rows[name] = f"{type(error).__name__}: {error}"
+    model, rows = small_network(), {}
+    for name, make in (*model_patches(model), *timed_conditionings(model)):
+        if is_for_this_model(make):
+            rows[name] = compared(make, model)
+    wrong = {name: row for name, row in rows.items() if row["apart"] > BAR or (row["stock"] > SEEN) != (row["ours"] > SEEN)}
+    assert not wrong, wrong
+    timed = {"PatchModelAddDownscale", "SelfAttentionGuidance", "RescaleCFG", "ControlNetApplyAdvanced"}
+    assert all(rows[name]["stock"] > 10 * BAR for name in timed - {"RescaleCFG"}), rows
+    assert len(rows) >= 30, rows
     return rows
 
 
