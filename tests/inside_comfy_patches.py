@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from inside_comfy import conditioning, control_net, difference, kohya_lora, main, network, run_node
 
@@ -22,6 +23,7 @@ import folder_paths
 import torch
 
 import nodes as stock
+from diff2flow_nodes.hosts import current
 
 CFG, STEPS, SEED = 4.0, 6, 7
 CHANNELS = (32, 64, 128)
@@ -238,6 +240,114 @@ def check_patches() -> dict[str, Any]:
     assert all(rows[name]["stock"] > 10 * BAR for name in timed - {"RescaleCFG"}), rows
     assert len(rows) >= 30, rows
     return rows
+
+
+def check_warning_of_timed_patches() -> dict[str, list[str]]:
+    """Diff2Flow Model names the patches in front of it that hold limits in sigma, and no others."""
+    load_extras()
+    from diff2flow_nodes.hosts.comfy import sampling
+
+    class Adapter:
+        """As other packs keep them: in a dictionary of an object in transformer_options."""
+
+        def __init__(self, **limits: float) -> None:
+            self.kwargs = [limits]
+
+        def __call__(self, q: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+            return q
+
+    def adapted(start: float, end: float) -> Any:
+        clone = model.clone()
+        adapter = Adapter(sigma_start=start, sigma_end=end)
+        clone.model_options["transformer_options"].setdefault("patches_replace", {})["attn2"] = {("input", 1): adapter}
+        return clone
+
+    model = small_network()
+    cases = {"Adapter": adapted(999999999.9, 2.0), "whole range": adapted(999999999.9, 0.0)}
+    quiet = ("PatchModelAddDownscale", "SkipLayerGuidanceDiT", "SkipLayerGuidanceDiTSimple", "CFGOverride", "EasyCache",
+             "FreeU", "SelfAttentionGuidance", "RescaleCFG", "PerturbedAttentionGuidance", "DifferentialDiffusion")  # fmt: skip
+    for name in quiet:
+        if name in stock.NODE_CLASS_MAPPINGS:
+            cases[name] = call(name, **arguments_of(name, stock.NODE_CLASS_MAPPINGS[name], model))
+    said: dict[str, list[str]] = {}
+    for name, patched in cases.items():
+        with patch.object(sampling.log, "warning") as warning:
+            flow = run_node("Diff2FlowModel", patched, "auto", "auto", "auto", 1.0)[0]
+            said[name] = [each.args[1] for each in warning.call_args_list]
+            run_node("Diff2FlowSampler", patched, *conditioning_pair(), latents(), 1, 1, 1.0, "euler", 1.0, "auto")
+            if name in stock.NODE_CLASS_MAPPINGS:
+                behind = call(name, **arguments_of(name, stock.NODE_CLASS_MAPPINGS[name], flow))
+                run_node("Diff2FlowSampler", behind, *conditioning_pair(), latents(), 1, 1, 1.0, "euler", 1.0, "auto")
+            assert warning.call_count == len(said[name]), (name, warning.call_args_list)
+    warned = {name for name, words in said.items() if words}
+    limited = {"Adapter", "PatchModelAddDownscale", "SkipLayerGuidanceDiT", "SkipLayerGuidanceDiTSimple", "CFGOverride"}
+    assert warned == limited & set(cases), said
+    assert "PatchModelAddDownscale" in said["PatchModelAddDownscale"][0]
+    return said
+
+
+def conditioning_pair() -> tuple[Any, Any]:
+    return conditioning(seed=1), conditioning(seed=2)
+
+
+MEAN, STD = 0.3, 0.7
+"""Of the data that the perfect network knows: every latent value is normal with these."""
+SWEPT_STEPS = 12
+SWEPT = (
+    "euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "heun", "dpm_2", "dpm_2_ancestral", "lms",
+    "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m", "dpmpp_2m_cfg_pp", "dpmpp_2m_sde", "ddpm", "lcm", "ipndm",
+    "res_multistep", "res_multistep_ancestral", "uni_pc", "ddim",
+)  # fmt: skip
+"""Samplers that meet every scheduler; the others meet `simple`."""
+
+
+def perfect_network() -> Any:
+    """ModelPatcher whose network is the perfect eps network of normal data: E[eps | x_diff] in closed form."""
+    patcher = network(channels=(32,))
+    kept = current().facts(patcher).schedule.alphas_cumprod.float()
+
+    def eps(x: torch.Tensor, timesteps: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        low = timesteps.floor().long().clamp(0, len(kept) - 2)
+        part = (timesteps - low).clamp(0, 1)
+        power = torch.lerp(kept[low], kept[low + 1], part).reshape(-1, 1, 1, 1)
+        return (1 - power).sqrt() * (x - power.sqrt() * MEAN) / (power * STD**2 + 1 - power)
+
+    unet = patcher.model.diffusion_model
+    unet._forward_hooks.clear()
+    unet.forward = eps
+    return patcher
+
+
+def spread(model: Any, sampler: str, scheduler: str) -> float:
+    """Standard deviation of what KSampler draws, as a part of the data's; NaN where a value is not finite."""
+    texts = conditioning(seed=1), conditioning(seed=2)
+    latent = {"samples": torch.zeros(1, 4, 24, 24)}
+    drawn = run_node("KSampler", model, SEED, SWEPT_STEPS, CFG, sampler, scheduler, *texts, latent)[0]["samples"]
+    return float(drawn.std()) / STD
+
+
+def verdict(flow: float, plain: float) -> str:
+    """What a sampler makes of a flow model, beside what it makes of the stock model."""
+    if not flow < 10.0:
+        return "blows up"
+    if abs(flow - plain) <= 0.1 * plain or abs(flow - 1.0) <= 0.15:
+        return "works"
+    return "off"
+
+
+def check_stock_samplers() -> dict[str, Any]:
+    """Samplers and schedulers of KSampler on a model from Diff2Flow Model and on the stock model, on known data."""
+    model = perfect_network()
+    flow = run_node("Diff2FlowModel", model, "auto", "auto", "auto", 1.0)[0]
+    found: dict[str, Any] = {}
+    for sampler in comfy.samplers.KSampler.SAMPLERS:
+        schedulers = comfy.samplers.KSampler.SCHEDULERS if sampler in SWEPT else ["simple"]
+        row = found[sampler] = {}
+        for scheduler in schedulers:
+            if scheduler != "diff2flow":
+                parts = [round(spread(each, sampler, scheduler), 3) for each in (flow, model)]
+                row[scheduler] = [verdict(*parts), *parts]
+    return found
 
 
 if __name__ == "__main__":
