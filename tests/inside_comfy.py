@@ -39,8 +39,14 @@ CONTEXT = {"SD15": 768, "SD20": 1024, "SDXL": 2048}
 
 
 def network(
-    family: str = "SD15", v: bool = False, in_channels: int = 4, seed: int = 0, stored: torch.dtype = torch.float32,
-    computed: torch.dtype = torch.float32, channels: tuple[int, ...] = (64,), time_scale: float = 2.0,
+    family: str = "SD15",
+    v: bool = False,
+    in_channels: int = 4,
+    seed: int = 0,
+    stored: torch.dtype = torch.float32,
+    computed: torch.dtype = torch.float32,
+    channels: tuple[int, ...] = (64,),
+    time_scale: float = 2.0,
 ) -> Any:
     """ModelPatcher of a small UNet with random weights, kept in `stored` and computed in `computed`.
 
