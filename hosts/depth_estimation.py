@@ -84,8 +84,7 @@ def estimate_along(
     small = _resized(images, size)
     clone, sigmas = host.along(model, flow, flow.times(plan.steps))
     members = [
-        torch.cat(list(_member(host, clone, sigmas, clip, vae, small, plan, number)))
-        for number in range(plan.ensemble)
+        torch.cat(list(_member(host, clone, sigmas, clip, vae, small, plan, number))) for number in range(plan.ensemble)
     ]
     found = merged(torch.stack(members), plan.reduction)
     back = (_resized(part[..., None], tuple(images.shape[1:3]))[..., 0] for part in found)

@@ -47,7 +47,7 @@ _SOLVER = choice(
 
 
 class Diff2FlowModel:
-    """Patches a model so that any stock sampler treats it as a flow model."""
+    """Patches a model so that stock samplers treat it as a flow model."""
 
     CATEGORY = CATEGORY
     FUNCTION = "patch"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..alignment.precision import FLOAT64, exact
+from ..alignment.precision import exact
 from .denoiser import Denoiser, FlowSampler, Report, flow_times
 
 

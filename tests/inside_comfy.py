@@ -42,8 +42,14 @@ CONTEXT = {"SD15": 768, "SD20": 1024, "SDXL": 2048}
 
 
 def network(
-    family: str = "SD15", v: bool = False, in_channels: int = 4, seed: int = 0, stored: torch.dtype = torch.float32,
-    computed: torch.dtype = torch.float32, channels: tuple[int, ...] = (64,), time_scale: float = 2.0,
+    family: str = "SD15",
+    v: bool = False,
+    in_channels: int = 4,
+    seed: int = 0,
+    stored: torch.dtype = torch.float32,
+    computed: torch.dtype = torch.float32,
+    channels: tuple[int, ...] = (64,),
+    time_scale: float = 2.0,
 ) -> Any:
     """ModelPatcher of a small UNet with random weights, kept in `stored` and computed in `computed`.
 
@@ -251,16 +257,7 @@ def check_image_to_image() -> dict[str, float]:
 
 def check_control_net() -> dict[str, float]:
     """A ControlNet acts, and acts as it does on the stock path."""
-    model = network()
-    torch.manual_seed(3)
-    net = comfy.cldm.cldm.ControlNet(
-        image_size=32, in_channels=4, model_channels=64, hint_channels=3, num_res_blocks=[1], channel_mult=[1],
-        transformer_depth=[1], transformer_depth_middle=1, context_dim=768, use_spatial_transformer=True, legacy=False,
-        num_head_channels=8, dtype=torch.float32, operations=comfy.ops.manual_cast)  # fmt: skip
-    for parameter in net.parameters():
-        parameter.data = torch.randn(parameter.shape) * 0.1
-    device = torch.device("cpu")
-    control = comfy.controlnet.ControlNet(net, load_device=device, manual_cast_dtype=None)
+    model, control = network(), control_net()
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(9))
     positive, _ = run_node(
         "ControlNetApplyAdvanced", conditioning(), conditioning(seed=2), control, hint, 1.0, 0.0, 1.0
@@ -272,6 +269,20 @@ def check_control_net() -> dict[str, float]:
     }
     assert found["effect"] > 0.01 and found["stock"] <= 1e-5, found
     return found
+
+
+def control_net(channels: tuple[int, ...] = (64,)) -> Any:
+    """CONTROL_NET with random weights, for a network of these channels."""
+    torch.manual_seed(3)
+    count = len(channels)
+    net = comfy.cldm.cldm.ControlNet(
+        image_size=32, in_channels=4, model_channels=channels[0], hint_channels=3, num_res_blocks=[1] * count,
+        channel_mult=[each // channels[0] for each in channels], transformer_depth=[1] * count,
+        transformer_depth_middle=1, context_dim=768, use_spatial_transformer=True, legacy=False,
+        num_head_channels=8, dtype=torch.float32, operations=comfy.ops.manual_cast)  # fmt: skip
+    for parameter in net.parameters():
+        parameter.data = torch.randn(parameter.shape) * 0.1
+    return comfy.controlnet.ControlNet(net, load_device=torch.device("cpu"), manual_cast_dtype=None)
 
 
 def check_inpainting_network() -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from comfy_server import comfy_dir, comfy_python
 
-PARTS = ("", "_loras", "_training", "_identity")
+PARTS = ("", "_loras", "_patches", "_training", "_identity")
 SCRIPTS = [Path(__file__).with_name(f"inside_comfy{part}.py") for part in PARTS]
 CHECKS = [
     (script, check)
@@ -32,7 +32,7 @@ def results(script: Path) -> dict[str, Any]:
     """All checks of a script, run once."""
     directory = comfy_dir()
     command = [str(comfy_python(directory)), str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=dict(os.environ))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=dict(os.environ))
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULTS ")]
     assert lines, f"the checks did not end:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return json.loads(lines[-1].removeprefix("RESULTS "))

@@ -144,3 +144,19 @@ def test_the_way_back_from_the_data_ends_finite_and_near_where_it_began(solver):
     times = time_grid(50, start=START).flip(0)
     found = walked(gaussian, solver, 0, x=gaussian_end(), times=times)
     assert (found - first_state()).abs().max() < 0.1
+
+
+def test_a_denoiser_of_sigma_k_gets_the_very_sigmas_and_states_of_its_own_unit():
+    times = time_grid(25, start=0.0640425)
+    sigmas, asked, told = ((1 - times) / times).float(), [], []
+
+    def denoiser(x_k, sigma):
+        asked.append(sigma[0].item())
+        return 0.3 * x_k / (1 + sigma.reshape(-1, 1, 1, 1))
+
+    x_k = sigmas[0] * NOISE.float()
+    FlowSampler("euler", 1e-4, 1e-4, lambda given: False)(denoiser, x_k, sigmas, callback=told.append)
+    assert asked == sigmas[:-1].tolist()
+    for sigma, each, after in zip(sigmas[:-1], told, sigmas[1:], strict=True):  # k-diffusion's Euler
+        x_k = x_k + (x_k - 0.3 * x_k / (1 + sigma)) / sigma * (after - sigma)
+        torch.testing.assert_close(each["x"], x_k, rtol=1e-4, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,7 +23,9 @@ from ..checks import require_channels
 from . import models
 from .image_input import show_image
 from .stock_clock import fractional_timesteps, reaches
+from .timed_patches import timed_patches
 
+log = logging.getLogger(__name__)
 TABLE = 1000
 """Entries of the table of sigmas that schedulers choose from."""
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
@@ -91,8 +94,24 @@ def flow_model_sampling(flow: FlowParameterization) -> FlowModelSampling:
 
 
 def as_flow(model: Any, flow: FlowParameterization) -> Any:
-    """A clone of the ModelPatcher that is sampled in sigma_flow; the original stays as it is."""
+    """A clone of the ModelPatcher that is sampled in sigma_flow; the original stays as it is.
+
+    Patches that were made in sigma_k are named in a warning: their limits cannot be told to them anew.
+    """
+    if not speaks_sigma_flow(model.get_model_object("model_sampling")):
+        _warn_of(timed_patches(model))
     return _sampled_by(model, flow_model_sampling(flow))
+
+
+def _warn_of(patches: list[str]) -> None:
+    if patches:
+        log.warning(
+            "Diff2Flow: %s on this model act in a part of the steps, and were told so in the sigma of the model in"
+            " front (14.6 to 0); on a flow model sigma is 1 to 0, so they act in other steps, or in none. Put the node"
+            " that adds them behind Diff2Flow Model, or sample with Diff2Flow Sampler, without Diff2Flow Model and"
+            " with start terminal",
+            ", ".join(patches),
+        )
 
 
 def along(model: Any, flow: FlowParameterization, times: Tensor) -> tuple[Any, Tensor]:
@@ -127,7 +146,12 @@ def solver(solver: str, rtol: float, atol: float) -> Any:
 
 def speaks_flow(denoiser: Any) -> bool:
     """Whether a denoiser counts in sigma_flow."""
-    return isinstance(denoiser.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST)
+    return speaks_sigma_flow(denoiser.inner_model.inner_model.model_sampling)
+
+
+def speaks_sigma_flow(sampling: Any) -> bool:
+    """Whether a `model_sampling` counts in sigma_flow."""
+    return isinstance(sampling, comfy.model_sampling.CONST)
 
 
 @torch.inference_mode()
