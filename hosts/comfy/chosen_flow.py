@@ -14,7 +14,7 @@ from ..choice import FlowChoice
 from ..port import HostError
 from . import models, recognition
 from .image_input import show_image
-from .sampling import TABLE, FlowModelSampling
+from .sampling import TABLE, FlowModelSampling, warn_of_timed_patches
 
 _KEY = "diff2flow.chosen_flow"
 """Of the callback by which a clone of a ModelPatcher gets its own model sampling."""
@@ -74,8 +74,12 @@ class ChosenFlowSampling(FlowModelSampling):
 
 
 def as_chosen_flow(model: Any, choice: FlowChoice) -> Any:
-    """A clone of the ModelPatcher that is sampled in sigma_flow; the original stays as it is."""
+    """A clone of the ModelPatcher that is sampled in sigma_flow; the original stays as it is.
+
+    Patches that were made in sigma_k are named in a warning: their limits cannot be told to them anew.
+    """
     before = model.get_model_object("model_sampling")
+    warn_of_timed_patches(model)
     clone = model.clone()
     if isinstance(before, ChosenFlowSampling):
         choice, stock, by_node = choice.after(before.choice), before.stock, before.by_node

@@ -98,12 +98,14 @@ def as_flow(model: Any, flow: FlowParameterization) -> Any:
 
     Patches that were made in sigma_k are named in a warning: their limits cannot be told to them anew.
     """
-    if not speaks_sigma_flow(model.get_model_object("model_sampling")):
-        _warn_of(timed_patches(model))
+    warn_of_timed_patches(model)
     return _sampled_by(model, flow_model_sampling(flow))
 
 
-def _warn_of(patches: list[str]) -> None:
+def warn_of_timed_patches(model: Any) -> None:
+    """Names the patches in the log that were made in sigma_k and will be asked in sigma_flow."""
+    sampled = model.get_model_object("model_sampling")
+    patches = [] if speaks_sigma_flow(sampled) else timed_patches(model)
     if patches:
         log.warning(
             "Diff2Flow: %s on this model act in a part of the steps, and were told so in the sigma of the model in"
