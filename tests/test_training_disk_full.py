@@ -65,10 +65,10 @@ def test_states_are_removed_only_where_that_makes_room(tmp_path, monkeypatch):
     folder = tmp_path / "states"
     disk = SmallDisk(monkeypatch, folder, 1 << 30)
     for step in (1, 2, 3):
-        save_state(folder, _state(step, 10), {}, 9)
+        save_state(folder, _state(step, 10), {}, {}, 9)
     disk.capacity = disk.used
     with pytest.raises(ValueError, match=r"needs 10\.0 MB; the state of step 3 is kept there"):
-        save_state(folder, _state(4, 2_500_000), {}, 9)
+        save_state(folder, _state(4, 2_500_000), {}, {}, 9)
     assert [path.name[-13] for path in states_in(folder)] == ["3", "2", "1"]
 
 
@@ -79,10 +79,10 @@ def _state(step, size):
 
 @pytest.mark.parametrize("offset", [0, 4, 300, 40_000])
 def test_a_write_that_ends_in_the_middle_leaves_the_states_as_they_were(tmp_path, monkeypatch, offset):
-    save_state(tmp_path, _state(1, 20_000), {}, 2)
+    save_state(tmp_path, _state(1, 20_000), {}, {}, 2)
     monkeypatch.setattr(checkpoint_file, "open", lambda path, mode: _Cut(path, mode, offset), raising=False)
     with pytest.raises(ValueError, match="no room for 'state_00000002.safetensors' .*state of step 1 is kept"):
-        save_state(tmp_path, _state(2, 20_000), {}, 2)
+        save_state(tmp_path, _state(2, 20_000), {}, {}, 2)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["state_00000001.safetensors"]
     assert load_state(tmp_path / "state_00000001.safetensors").step == 1
