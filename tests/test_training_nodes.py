@@ -102,8 +102,9 @@ def test_an_empty_clip_that_is_used_is_refused_before_training(host):
         _train(dataset, prompt=graph, unique_id="7")
     assert str(caught.value).startswith("Diff2Flow Train: clip: nothing is connected")
     assert "CLIPTextEncode (node 9, clip)" in str(caught.value) and host.backbone.batch_sizes == []
-    assert _train(dataset, prompt=graph, unique_id="7", clip="clip")["result"][3] == "clip"
-    assert _train(dataset, prompt=graph, unique_id="8", output_name="other")["result"][3] is None
+    clip = object()
+    assert _train(dataset, prompt=graph, unique_id="7", clip=clip)[3] is clip
+    assert _train(dataset, prompt=graph, unique_id="8", output_name="other")[3] is None
 
 
 @pytest.mark.parametrize(
