@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import comfy.sd
 import folder_paths
 import torch
 from torch import Tensor
@@ -123,12 +124,18 @@ def checkpoint_of(model: Any) -> Path | None:
     if name:
         path = folder_paths.get_full_path("checkpoints", name)
         return Path(path) if path else None
-    init = getattr(model, "cached_patcher_init", None)
-    if init and init[1] and isinstance(init[1][0], str) and Path(init[1][0]).is_file():
-        return Path(init[1][0])
+    loader, arguments, *_ = getattr(model, "cached_patcher_init", None) or (None, ())
+    if loader is not None:  # another pack's loader may read something else from its file
+        is_told = loader in _loaders() and bool(arguments) and Path(str(arguments[0])).is_file()
+        return Path(arguments[0]) if is_told else None
     if model.model not in _checkpoints:
         _checkpoints[model.model] = next((path for path in _telling_checkpoints() if _is_from(model, path)), None)
     return _checkpoints[model.model]
+
+
+def _loaders() -> list[Any]:
+    """ComfyUI's own, which newer versions remember with the file, to load it again."""
+    return [getattr(comfy.sd, name, None) for name in ("load_checkpoint_guess_config", "load_diffusion_model")]
 
 
 def is_merged(model: Any) -> bool:
