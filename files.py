@@ -283,6 +283,7 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             _settle(Path(temporary))
             _replace(os.rename, temporary, path)
             _sync_folder(path.parent)
+            sys.audit(WRITTEN, str(path))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -47,7 +47,8 @@ def trained(host, family, name, folder="pairs", objective="diff2flow", watch=Non
     model, clip, vae = host.load_checkpoint(f"{family}.safetensors")
     settings = {"preset": "custom", "rank": 4, "alpha": 4.0, "conv": True, "ends_in_full": True, **lora}
     dataset, _ = Diff2FlowDepthDataset().build(folder, vae, clip, 32)
-    config = Diff2FlowLoraConfig().build(**settings)[0]
+    config = Diff2FlowLoraConfig().build(**settings)
+    config = config["result"][0] if isinstance(config, dict) else config[0]
     return Diff2FlowTrain().train(model, dataset, config, objective, 8, 2, 1e-2, 0, name, watch=watch)["result"][0]
 
 

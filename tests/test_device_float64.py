@@ -21,7 +21,6 @@ from diff2flow_nodes.nodes import (
     Diff2FlowModel,
     Diff2FlowSampler,
     Diff2FlowSigmas,
-    Diff2FlowSolver,
     Diff2FlowStepsGrid,
     Diff2FlowStraightness,
 )
@@ -100,7 +99,7 @@ def test_solver_and_sigmas_do_in_flow_time_and_in_a_stock_models_levels(loaded, 
             [model] = Diff2FlowModel().patch(model, "auto", "auto", "auto", 1.0)
         assert host.facts(model).family == "SDXL"
         [sigmas] = Diff2FlowSigmas().build(model, 2, "uniform", 1.0)
-        [sampler] = Diff2FlowSolver().build("midpoint", 1e-3, 1e-3)
+        [sampler] = node("Diff2FlowSolver", solver="midpoint", rtol=1e-3, atol=1e-3)
         found.append(host.sample(model, *spoken(), LATENTS, 0, sampler, sigmas, 3.0)["samples"])
     torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
 

@@ -91,7 +91,7 @@ def test_every_kind_of_layer_is_baked(host, family):
         state[f"{start}final_layer_norm.diff_b"] = torch.ones(width)
     tuned, tuned_clip = host.apply_lora(model, clip, state, 0.5, METADATA)
     assert len(tuned.patches) == 4 and len(tuned_clip.patches) == 4 * len(towers)
-    (name,) = Diff2FlowSaveCheckpoint().save(tuned, tuned_clip, vae, f"kinds_{family}", "fp32")
+    (name,) = Diff2FlowSaveCheckpoint().save(tuned, tuned_clip, vae, f"kinds_{family}", "fp32")["result"]
     again, clip_again, _ = host.load_checkpoint(name)
     for owner, expected, base in (
         (again.base, tuned.base.weights.merged(tuned.patches), network),

@@ -40,7 +40,7 @@ def test_the_train_node_begins_with_ten_widgets_at_most() -> None:
 
     [listed] = re.findall(r"USUAL = \[(.*?)\]", (WEB / "panel" / "recipe.js").read_text(encoding="utf-8"))
     usual, declared = set(re.findall(r'"(\w+)"', listed)), NODE_CLASS_MAPPINGS["Diff2FlowTrain"].INPUT_TYPES()
-    inputs = {name: kind for part in declared.values() for name, (kind, _) in part.items()}
+    inputs = {name: kind for part in ("required", "optional") for name, (kind, _) in declared[part].items()}
     widgets = {
         name for name, kind in inputs.items() if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN")
     }

@@ -140,10 +140,7 @@ class _WithoutNoise(PairStore):
     """Drawing a million noises takes a minute, and nobody reads them here."""
 
     def noise(self, shape: Sequence[int], pair: int) -> Tensor:
-        return _NO_NOISE
-
-
-_NO_NOISE = torch.zeros(8)
+        return torch.zeros(tuple(shape))
 
 
 def pairs_costs(folder: Path, count: int) -> dict[str, Any]:
