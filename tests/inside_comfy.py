@@ -803,6 +803,7 @@ def check_base_names() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         path = slim_file(Path(name))
         folders = {"checkpoints": Path(name), "diffusion_models": Path(name)}
+        before = {kind: list(folder_paths.get_folder_paths(kind)) for kind in folders}
         for kind, folder in folders.items():
             folder_paths.add_model_folder_path(kind, str(folder))
         simple = stock.CheckpointLoaderSimple().load_checkpoint(path.name)[0]
@@ -822,6 +823,12 @@ def check_base_names() -> dict[str, Any]:
         other.cached_patcher_init = (slim_file, (str(path),))
         with host.training(other) as backbone:
             assert (backbone.base_name, backbone.base_path) == ("", None)
+    # of a folder that is gone nothing is found, and nothing fails
+    gone = host.facts(network()).base_name
+    for kind, paths in before.items():
+        folder_paths.folder_names_and_paths[kind][0][:] = paths
+    folder_paths.filename_list_cache.clear()
+    assert gone == ""
     return {"tells": tells, **found}
 
 

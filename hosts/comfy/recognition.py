@@ -265,7 +265,12 @@ def _first(values: Tensor) -> Tensor:
 
 
 def _files(kind: str) -> Iterator[Path]:
-    for name in folder_paths.get_filename_list(kind):
+    try:
+        names = folder_paths.get_filename_list(kind)
+    except OSError as error:  # of a folder that is gone, such as a drive's, since ComfyUI listed it
+        say_once(f"the folders of '{kind}' cannot be listed ({error}), so that files with metadata are not found there")
+        return
+    for name in names:
         path = folder_paths.get_full_path(kind, name)
         if path is not None and Path(path).suffix.lower() in (".safetensors", ".sft"):
             yield Path(path)
