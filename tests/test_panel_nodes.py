@@ -31,6 +31,7 @@ def seen(opened: Any, server: PanelServer) -> Iterator[Page]:
     page = Page(opened)
     page.page.goto(server.node_address)
     page.page.wait_for_selector("body[data-ready]")
+    page.page.wait_for_load_state("networkidle")  # the histories that the panels ask for have been answered
     yield page
     assert page.complaints == []
     page.page.close()
